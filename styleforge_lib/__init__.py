@@ -1,0 +1,1 @@
+"""StyleForge: hand-written CUDA kernels for a style-transfer network, as torch drop-ins."""

@@ -1,0 +1,1 @@
+"""What the notebooks use: measuring, checking, looking."""

@@ -1,0 +1,1 @@
+"""CUDA text becomes something to launch, on a GPU or on NumPy."""

@@ -1,0 +1,1 @@
+"""Executes PTX on NumPy: knows nothing of torch, CuPy or notebooks."""

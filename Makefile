@@ -1,0 +1,55 @@
+# What a newcomer and a maintainer run. Each target is complete on a fresh Debian or Ubuntu with python3, python3-venv
+# and make; ARGS is passed on: make lab ARGS="--no-browser --port=8899"
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN     = $(VENV)/bin
+WORKERS ?= 2
+NBVAL   = --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+
+.PHONY: help lab test lint format bench notebooks pages clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+lab: $(VENV)/.lab ## install, then open the course in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+test: $(VENV)/.test ## install, then run every test: units, browser, notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(NBVAL) notebooks
+
+lint: $(VENV)/.test ## code, notebooks in canonical form, generated pages up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/canonical_notebooks.py --check
+	$(BIN)/python tools/sync_pages.py --check
+
+format: $(VENV)/.test ## repair what lint finds
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python tools/canonical_notebooks.py
+	$(BIN)/python tools/sync_pages.py
+
+bench: $(VENV)/.test ## on a GPU: measure the peers and append to records/
+	$(BIN)/python tools/bench.py $(ARGS)
+
+notebooks: $(VENV)/.test ## execute the notebooks and store their outputs
+	$(BIN)/python tools/execute_notebooks.py $(ARGS)
+	$(BIN)/python tools/canonical_notebooks.py
+
+pages: $(VENV)/.test ## rewrite the tables, plots and badges that are generated
+	$(BIN)/python tools/sync_pages.py
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+# A stamp is renewed when the project's dependencies change.
+$(VENV)/.lab: pyproject.toml tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV) --extras lab
+	@touch $@
+
+$(VENV)/.test: pyproject.toml tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV) --extras lab,test,browser,dev
+	@touch $@ $(VENV)/.lab

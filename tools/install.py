@@ -79,7 +79,8 @@ def main() -> int:
             print("python3 cannot create environments here: install the package python3-venv first.", file=sys.stderr)
             return 1
     cuda = driver_cuda()
-    print("NVIDIA driver: " + (f"CUDA {cuda[0]}.{cuda[1]}" if cuda else "none, so kernels run in the emulator"), flush=True)
+    found = f"CUDA {cuda[0]}.{cuda[1]}" if cuda else "none, so kernels run in the emulator"
+    print(f"NVIDIA driver: {found}", flush=True)
     if cuda and cuda[0] < 12:
         print("That driver is older than CUDA 12: the GPU stays unused. Update the driver, then run this again.")
         cuda = None

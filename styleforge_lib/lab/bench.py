@@ -1,0 +1,222 @@
+"""Measure on a GPU, or replay the record of who did.
+
+Contents: what is measured (Candidate), the clocks (time_cold, time_warm), CUDA graphs (graphed), error against float64
+(errors), the bench (bench) and its answer (Table).
+
+Peers are measured in one run, one after the other; every row says how it was timed. Without a GPU nothing is timed:
+``bench`` returns the newest recorded rows and says whose they are.
+"""
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from styleforge_lib.lab import records
+from styleforge_lib.lab.records import Measurement
+
+QUANTILES = (0.5, 0.2, 0.8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One version of an operator: ``run()`` does it once, on tensors that it holds.
+
+    ``bytes`` and ``flops`` are the least that one call must move and compute; the errors come from ``errors``.
+    """
+
+    version: str
+    run: Callable[[], object] = field(repr=False, default=lambda: None)
+    dtype: str = "float32"
+    layout: str = "nchw"
+    bytes: int | None = None
+    flops: int | None = None
+    rel_error: float | None = None
+    psnr_db: float | None = None
+
+
+def time_cold(run: Callable[[], object]) -> tuple[float, ...]:
+    """Return median, 20 % and 80 % quantile in ms, with the L2 flushed before each call (triton.testing.do_bench)."""
+    from triton.testing import do_bench
+
+    return tuple(do_bench(run, warmup=50, rep=200, quantiles=list(QUANTILES)))
+
+
+def time_warm(run: Callable[[], object], *, batches: int = 20, batch_ms: float = 10.0) -> tuple[float, ...]:
+    """Return the same quantiles, per call, over batches of calls back to back: what a program in a loop sees."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def batch(calls: int) -> float:
+        start.record()
+        for _ in range(calls):
+            run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / calls
+
+    batch(3)
+    calls = max(1, math.ceil(batch_ms / max(batch(5), 1e-3)))
+    times = torch.tensor([batch(calls) for _ in range(batches)], dtype=torch.float64)
+    return tuple(torch.quantile(times, torch.tensor(QUANTILES, dtype=torch.float64)).tolist())
+
+
+CLOCKS = {"cold": time_cold, "warm": time_warm}
+
+
+def graphed(run: Callable[[], object]) -> Callable[[], object]:
+    """Capture one call of ``run`` in a CUDA graph and return what replays it; ``run`` must not change shapes."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries choose algorithms and allocate outside of the capture
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> object:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def errors(out: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """Return ``rel_error`` and ``psnr_db`` of ``out`` against a float64 ``reference``; NaN stays NaN."""
+    difference = out.double() - reference
+    rms = difference.square().mean().sqrt().item()
+    norm = reference.square().mean().sqrt().item()
+    psnr = 20 * math.log10(255 / rms) if rms > 0 else (math.nan if math.isnan(rms) else math.inf)
+    return {"rel_error": rms / norm if norm else rms, "psnr_db": psnr}
+
+
+def bench(
+    operator: str,
+    candidates: Sequence[Candidate],
+    *,
+    shape: str,
+    methods: Sequence[str] = ("cold",),
+    run: str | None = None,
+    peers: str | None = None,
+) -> "Table":
+    """Time ``candidates`` on this GPU, append the rows to the records and return them; without a GPU, replay them.
+
+    ``shape`` is written ``"1x3x1024x1024"``; ``methods`` are ``"cold"`` and ``"warm"``; ``run`` joins several calls
+    into one run, whose ``peers`` are then named by the caller. A replay holds what the records have of these candidates and names what they lack.
+    """
+    if not torch.cuda.is_available():
+        return replay(operator, candidates, shape=shape, methods=methods)
+    run = run or records.new_run()
+    peers = peers or ";".join(dict.fromkeys(f"{c.version}/{c.dtype}" for c in candidates))
+    rows = []
+    for method in methods:
+        for candidate in candidates:
+            median, low, high = CLOCKS[method](candidate.run)
+            given = {k: v for k, v in vars(candidate).items() if k != "run"}
+            times = {"median_ms": median, "p20_ms": low, "p80_ms": high}
+            row = Measurement(operator=operator, shape=shape, method=method, run=run, peers=peers, **given, **times)
+            rows.append(replace(row, **records.machine()))
+    records.append(rows)
+    return Table(rows)
+
+
+def replay(
+    operator: str, candidates: Sequence[Candidate], *, shape: str, methods: Sequence[str] = ("cold",)
+) -> "Table":
+    """Return the newest recorded rows of ``candidates``."""
+    rows, missing = [], []
+    for method in methods:
+        for c in candidates:
+            wanted = {"version": c.version, "dtype": c.dtype, "layout": c.layout, "shape": shape, "method": method}
+            found = records.latest(operator=operator, **wanted)
+            rows += found
+            missing += [] if found else [f"{c.version} {c.dtype} ({method})"]
+    return Table(rows, replayed=True, missing=tuple(missing))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as a table: text in a terminal, HTML in a notebook. ``ratio_to`` names the version that counts as 1."""
+
+    rows: list[Measurement]
+    replayed: bool = False
+    missing: tuple[str, ...] = ()
+    ratio_to: str | None = None
+
+    def __iter__(self) -> Iterable[Measurement]:
+        return iter(self.rows)
+
+    def __getitem__(self, version: str) -> Measurement:
+        """Return the first row of ``version``."""
+        for row in self.rows:
+            if row.version == version:
+                return row
+        raise KeyError(f"no version {version!r} here; there are {', '.join(row.version for row in self.rows)}")
+
+    def against(self, version: str) -> "Table":
+        """Return the same table with a column of ratios to ``version``."""
+        self[version]
+        return replace(self, ratio_to=version)
+
+    @property
+    def note(self) -> str:
+        """Return the sentence that belongs under the table: where the figures come from."""
+        if not self.rows:
+            return f"No record of {', '.join(self.missing)}: run this on a machine with an NVIDIA GPU."
+        where = "; ".join(dict.fromkeys(row.where for row in self.rows))
+        method = {"cold": "L2 flushed before each call", "warm": "calls back to back", "inside": "by the profiler"}
+        how = "; ".join(dict.fromkeys(method.get(row.method, row.method) for row in self.rows))
+        note = f"Median of many calls, {how}. " + ("Replayed from the record of " if self.replayed else "Measured on ")
+        note += where + "."
+        return note + (f" No record of {', '.join(self.missing)}." if self.missing else "")
+
+    def cells(self) -> list[list[str]]:
+        """Return the table as text, the heading first; columns that would be empty are left out."""
+        base = self[self.ratio_to].median_ms if self.ratio_to else None
+        several = len({row.method for row in self.rows}) > 1
+        columns: list[tuple[str, Callable[[Measurement], str]]] = [
+            ("version", lambda r: r.version),
+            ("precision", lambda r: r.dtype + (" channels_last" if r.layout == "nhwc" else "")),
+            *([("timed", lambda r: r.method)] if several else []),
+            ("ms", lambda r: f"{r.median_ms:.3g}"),
+            ("20-80 %", lambda r: f"{r.p20_ms:.3g}-{r.p80_ms:.3g}"),
+            ("GB/s", lambda r: f"{r.gbytes:.0f}" if r.gbytes else ""),
+            ("TFLOP/s", lambda r: f"{r.tflops:.3g}" if r.tflops else ""),
+            ("error", lambda r: "" if r.rel_error is None else f"{r.rel_error:.1e}"),
+            ("PSNR dB", lambda r: "" if r.psnr_db is None else f"{r.psnr_db:.1f}"),
+        ]
+        if base:
+            columns.append(("speed-up", lambda r: f"{base / r.median_ms:.2f}x"))
+        table = [[name, *(cell(row) for row in self.rows)] for name, cell in columns]
+        return [list(line) for line in zip(*(column for column in table if any(column[1:])), strict=True)]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return self.note
+        cells = self.cells()
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        lines = ["  ".join(_pad(c, w, i > 1) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in cells]
+        return "\n".join([*lines, self.note])
+
+    def _repr_pretty_(self, printer: object, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return f"<p>{html.escape(self.note)}</p>"
+        head, *body = self.cells()
+        align = ['style="text-align:left"' if i < 2 else 'style="text-align:right"' for i in range(len(head))]
+        line = "".join(f"<th {a}>{html.escape(c)}</th>" for a, c in zip(align, head, strict=True))
+        rows = "".join(
+            "<tr>" + "".join(f"<td {a}>{html.escape(c)}</td>" for a, c in zip(align, cells, strict=True)) + "</tr>"
+            for cells in body
+        )
+        table = f"<table><thead><tr>{line}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"{table}<p><small>{html.escape(self.note)}</small></p>"
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)

@@ -1,12 +1,12 @@
 """Where the time of a TransformerNet goes: every stage timed inside the running network, by torch.profiler.
 
-Contents: profiling (profile), the record of it (as_records, recorded), summing up (by_kind, by_layer), and the bound
-that Amdahl's law sets (amdahl).
+Contents: profiling (profile), the record of it (as_records, recorded), summing up (by_kind, by_layer, merge_residual).
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
 
 import torch
@@ -48,6 +48,7 @@ class StageTime:
 @torch.inference_mode()
 def profile(net: TransformerNet, x: torch.Tensor, *, repeats: int = 10) -> list[StageTime]:
     """Time each stage of ``net(x)``: on a GPU the time of its kernels, on a CPU the time of its calls."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes its own start and stop to stderr
     device = x.device.type
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     for _ in range(2):
@@ -133,12 +134,15 @@ def by_layer(times: Iterable[StageTime]) -> dict[str, float]:
     return dict(sums)
 
 
-def amdahl(share: float, speed_up: float = float("inf")) -> float:
-    """Return the speed-up of the whole when a ``share`` (0..1) of its time becomes ``speed_up`` times faster.
-
-    Gene Amdahl (1967): 1 / ((1 - share) + share / speed_up).
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie between 0 and 1, not {share}")
-    rest = (1 - share) + share / speed_up
-    return float("inf") if rest == 0 else 1 / rest
+def merge_residual(times: Iterable[StageTime]) -> list[StageTime]:
+    """Sum the ten layers of the five residual blocks, which are alike, into one layer "residual x10"."""
+    merged: dict[tuple[str, str], StageTime] = {}
+    for time in times:
+        layer = "residual x10" if time.layer.startswith("res") else time.layer
+        have = merged.get((layer, time.kind))
+        added = replace(time, layer=layer)
+        if have:
+            sums = {name: getattr(have, name) + getattr(time, name) for name in ("ms", "p20_ms", "p80_ms")}
+            added = replace(added, flops=have.flops + time.flops, bytes=have.bytes + time.bytes, **sums)
+        merged[layer, time.kind] = added
+    return list(merged.values())

@@ -1,0 +1,161 @@
+"""The figures of the lessons, drawn by Matplotlib in one style.
+
+Contents: the style (KIND_COLOURS, axes), the network as a drawing (draw_network), where the time goes (draw_profile),
+shares (draw_shares), and versions against each other (draw_versions).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from styleforge_lib.lab.profile import KINDS, StageTime, merge_residual
+from styleforge_lib.lab.records import Measurement
+from styleforge_lib.models.stages import Stage
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by their lightness.
+KIND_COLOURS = {
+    "conv": "#0072B2",
+    "norm": "#E69F00",
+    "pad": "#009E73",
+    "upsample": "#CC79A7",
+    "relu": "#56B4E9",
+    "add": "#999999",
+}
+KIND_NAMES = {
+    "conv": "convolution",
+    "norm": "instance norm",
+    "pad": "reflection padding",
+    "upsample": "upsampling",
+    "relu": "ReLU",
+    "add": "residual addition",
+}
+INK, MUTED, ACCENT = "#222222", "#767676", "#D55E00"
+STYLE = {
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def axes(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: object) -> tuple[Figure, Axes]:
+    """Return a figure of ``size`` inches and its axes, constrained; Matplotlib's subplots takes the rest."""
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
+
+
+@plt.rc_context(STYLE)
+def draw_network(plan: Sequence[Stage]) -> Figure:
+    """Draw the layers as blocks (height: the picture's height; shade: channels) above the GFLOP that each one takes."""
+    layers: dict[str, list[Stage]] = {}
+    for stage in plan:
+        layers.setdefault(stage.layer, []).append(stage)
+    figure, (top, bottom) = axes(2, 1, size=(10, 4.6), sharex=True, height_ratios=(1.5, 1))
+    full = plan[0].in_shape[2]
+    for x, of_layer in enumerate(layers.values()):
+        conv = next(stage for stage in of_layer if stage.kind == "conv")
+        _, channels, height, _ = conv.out_shape
+        tall = height / full
+        shade = 0.25 + 0.75 * min(channels, 128) / 128
+        colour = KIND_COLOURS["conv"]
+        top.add_patch(Rectangle((x - 0.38, 0.5 - tall / 2), 0.76, tall, facecolor=colour, alpha=shade, lw=0))
+        top.text(x, 0.5, channels, ha="center", va="center", color="white" if shade > 0.5 else INK, fontsize=9)
+        top.text(x, 0.5 + tall / 2 + 0.02, f"{height}", ha="center", va="bottom", color=MUTED, fontsize=8)
+        gflop = sum(stage.flops for stage in of_layer) / 1e9
+        bottom.bar(x, gflop, 0.76, color=colour)
+        bottom.text(x, gflop, f"{gflop:.0f}", ha="center", va="bottom", fontsize=8, color=INK)
+    top.set_ylim(-0.05, 1.15)
+    top.axis("off")
+    top.set_title(f"One block a convolution, on a picture {full} pixels high: channels inside, rows above")
+    bottom.set_title("GFLOP")
+    bottom.set_xticks(range(len(layers)), list(layers), rotation=45, ha="right")
+    bottom.set_yticks([])
+    bottom.spines["left"].set_visible(False)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_profile(profiles: Mapping[str, Iterable[StageTime]]) -> Figure:
+    """Stack the milliseconds of each layer's stages; one panel a profile, the ten residual layers as one."""
+    merged = {title: merge_residual(times) for title, times in profiles.items()}
+    layers = list(dict.fromkeys(t.layer for times in merged.values() for t in times))
+    figure, panels = axes(1, len(merged), size=(10, 3.6), sharex=True, sharey=True, squeeze=False)
+    for panel, (title, times) in zip(panels[0], merged.items(), strict=True):
+        left = dict.fromkeys(layers, 0.0)
+        for kind in KINDS:
+            of_kind = {t.layer: t.ms for t in times if t.kind == kind}
+            if not of_kind:
+                continue
+            at = [layers.index(layer) for layer in of_kind]
+            start = [left[layer] for layer in of_kind]
+            panel.barh(at, of_kind.values(), left=start, color=KIND_COLOURS[kind], label=KIND_NAMES[kind], height=0.75)
+            for layer, ms in of_kind.items():
+                left[layer] += ms
+        for y, layer in enumerate(layers):
+            panel.text(left[layer], y, f" {left[layer]:.2f}", va="center", fontsize=9, color=INK)
+        panel.set_title(f"{title}: {sum(left.values()):.3g} ms")
+        panel.set_yticks(range(len(layers)), layers)
+        panel.set_xlabel("ms")
+        panel.margins(x=0.12)
+    panels[0][0].invert_yaxis()
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_shares(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw one full-width bar for each entry: what share of a whole each kind takes, in percent."""
+    figure, panel = axes(size=(10, 0.75 + 0.55 * len(shares)))
+    for y, sums in enumerate(shares.values()):
+        whole, left = sum(sums.values()), 0.0
+        for kind in KINDS:
+            share = 100 * sums.get(kind, 0.0) / whole
+            panel.barh(y, share, left=left, color=KIND_COLOURS[kind], height=0.7, label=None if y else KIND_NAMES[kind])
+            if share >= 4:
+                dark = kind in ("conv", "pad")
+                panel.text(
+                    left + share / 2, y, f"{share:.0f}", ha="center", va="center", color="white" if dark else INK
+                )
+            left += share
+    panel.set_yticks(range(len(shares)), list(shares))
+    panel.invert_yaxis()
+    panel.set_xlim(0, 100)
+    panel.set_xticks([])
+    panel.set_title("Share in percent")
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_versions(rows: Sequence[Measurement], *, title: str, highlight: str = "") -> Figure:
+    """Draw one bar for each row, the slowest on top; ``highlight`` is the version to beat."""
+    rows = sorted(rows, key=lambda row: -row.median_ms)
+    figure, panel = axes(size=(10, 0.9 + 0.34 * len(rows)))
+    for y, row in enumerate(rows):
+        chosen = row.version == highlight
+        panel.barh(y, row.median_ms, color=ACCENT if chosen else KIND_COLOURS["conv"], height=0.7)
+        spread = [[row.median_ms - row.p20_ms], [row.p80_ms - row.median_ms]]
+        panel.errorbar(row.median_ms, y, xerr=spread, color=INK, lw=1, capsize=2)
+        label = f"  {row.median_ms:.3g} ms" + (f", {row.psnr_db:.0f} dB" if row.psnr_db is not None else "")
+        panel.text(row.p80_ms, y, label, va="center", fontsize=9, color=INK)
+    precision = [row.dtype + (" channels_last" if row.layout == "nhwc" else "") for row in rows]
+    panel.set_yticks(range(len(rows)), [f"{row.version}, {p}" for row, p in zip(rows, precision, strict=True)])
+    panel.invert_yaxis()
+    panel.margins(x=0.16)
+    panel.set_xlabel("ms, less is better")
+    panel.set_title(title)
+    return figure

@@ -1,0 +1,60 @@
+"""Execute the notebooks and store their outputs (`make notebooks`).
+
+What is stored is what readers on GitHub see, so it should come from a GPU: without one this stops, unless told not to.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import torch
+from address import ROOT
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
+    """Run every cell of ``path`` in a fresh kernel whose folder is ``notebooks/``; return it with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+    )
+    with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell") as bar:
+        client.on_cell_executed = lambda **_: bar.update()
+        client.execute()
+    return client.nb
+
+
+def main() -> int:
+    """Execute what was asked for; a notebook that fails is left as it was."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(NOTEBOOKS.glob("*.ipynb")))
+    parser.add_argument("--out", type=Path, help="write there instead of in place")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take")
+    parser.add_argument("--without-gpu", action="store_true", help="store what the emulator and the records say")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not arguments.without_gpu:
+        print("No GPU here: the stored outputs would be the emulator's. If that is what you want: --without-gpu")
+        return 1
+    failed = 0
+    for path in arguments.notebooks:
+        began = time.perf_counter()
+        try:
+            notebook = execute(path, arguments.timeout)
+        except CellExecutionError as error:
+            print(f"{path.name}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        target = (arguments.out or path.parent) / path.name
+        nbformat.write(notebook, target)
+        print(f"{path.name}: {time.perf_counter() - began:.0f} s -> {target}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,35 +8,22 @@ All rows of one call are one run.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from styleforge_lib.lab import records
-from styleforge_lib.lab.bench import Candidate, bench, errors, graphed
+from styleforge_lib.lab.bench import Candidate, bench
+from styleforge_lib.lab.peers import PHOTO, STYLE, bench_peers
 from styleforge_lib.lab.photos import photo_tensor
 from styleforge_lib.lab.profile import OPERATOR, as_records, profile
 from styleforge_lib.models.checkpoints import load_style
 from styleforge_lib.models.stages import stages
-from styleforge_lib.models.transformer_net import TransformerNet
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (1080, 1920))
-STYLE = "great_wave"
 PARTS = ("ceilings", "profile", "layers", "network")
 METHODS = ("cold", "warm")
-PEERS = (
-    "eager/float32",
-    "eager + graph/float32",
-    "eager/tf32",
-    "eager + graph/tf32",
-    "compile/tf32",
-    "eager/float16",
-    "eager + graph/float16",
-    "compile/float16",
-    "compile max-autotune/float16",
-)
 
 
 def ceilings(run: str) -> None:
@@ -55,53 +42,12 @@ def ceilings(run: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def peers(net: TransformerNet, x: torch.Tensor, *, compiled: bool) -> Iterator[Candidate]:
-    """Yield every way in which PyTorch itself runs ``net`` on ``x``, with its error against float64.
-
-    "tf32" is PyTorch's default for float32: convolutions in TF32. Each candidate is made when it is asked for, so that
-    global switches hold while it is measured.
-    """
-    plan = stages(net, tuple(x.shape))
-    flops = sum(stage.flops for stage in plan)
-    reference = net.double()(x.double())
-    net.float()
-
-    def candidate(version: str, dtype: str, layout: str, run: Callable[[], torch.Tensor]) -> Candidate:
-        found = errors(run(), reference)
-        return Candidate(version=version, run=run, dtype=dtype, layout=layout, flops=flops, **found)
-
-    half = load_style(STYLE, "cuda").half().to(memory_format=torch.channels_last)
-    x_half = x.half().to(memory_format=torch.channels_last)
-    for dtype, layout, model, image in (
-        ("float32", "nchw", net, x),
-        ("tf32", "nchw", net, x),
-        ("float16", "nhwc", half, x_half),
-    ):
-        torch.backends.cudnn.allow_tf32 = dtype != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = dtype != "float32"
-        yield candidate("eager", dtype, layout, lambda m=model, i=image: m(i))
-        yield candidate("eager + graph", dtype, layout, graphed(lambda m=model, i=image: m(i)))
-        if not compiled or dtype == "float32":
-            continue
-        modes = ("default", "max-autotune") if dtype == "float16" else ("default",)
-        for mode in modes:
-            torch._dynamo.reset()
-            fast = torch.compile(model, mode=mode, dynamic=False)
-            name = "compile" if mode == "default" else f"compile {mode}"
-            yield candidate(name, dtype, layout, lambda m=fast, i=image: m(i))
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def network(run: str, sizes: list[tuple[int, int]], compiled: bool) -> None:
-    """Time the whole network in every way of ``peers``, at each size."""
-    names = ";".join(PEERS if compiled else (name for name in PEERS if not name.startswith("compile")))
+    """Time the whole network in every way of PyTorch, at each size."""
     for height, width in sizes:
-        net, x = load_style(STYLE, "cuda"), photo_tensor("astronaut", height, width).cuda()
-        for candidate in tqdm(peers(net, x, compiled=compiled), desc=f"network {height}x{width}"):
-            shape = f"1x3x{height}x{width}"
-            table = bench(OPERATOR, [candidate], shape=shape, methods=METHODS, run=run, peers=names)
-            tqdm.write("\n".join(f"{shape} {line}" for line in str(table).splitlines()[1:-1]))
+        bench_peers(
+            height, width, compiled=compiled, methods=METHODS, run=run, told=lambda line: print(line, flush=True)
+        )
         torch.cuda.empty_cache()
 
 
@@ -132,7 +78,7 @@ def layers(run: str, size: tuple[int, int]) -> None:
 def profiles(run: str, sizes: list[tuple[int, int]]) -> None:
     """Time each stage inside the running network."""
     for height, width in sizes:
-        x = photo_tensor("astronaut", height, width).cuda()
+        x = photo_tensor(PHOTO, height, width).cuda()
         shape = f"1x3x{height}x{width}"
         net = load_style(STYLE, "cuda")
         records.append(as_records(profile(net, x, repeats=30), shape=shape, dtype="tf32", layout="nchw", run=run))

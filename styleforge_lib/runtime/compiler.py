@@ -120,9 +120,7 @@ def _nvrtc():
         from cupy.cuda import nvrtc
 
         nvrtc.getVersion()
-    except (
-        Exception
-    ) as error:  # an absent CuPy, an absent libnvrtc, a CuPy for another CUDA: all mean the same to the reader
+    except Exception as error:  # no CuPy, no libnvrtc, a CuPy for another CUDA: the remedy is the same
         raise RuntimeError(
             "compiling CUDA needs CuPy and NVRTC, with or without a GPU: "
             f"pip install 'styleforge[cuda13]' (or [cuda12]). Importing them said: {type(error).__name__}: {error}"

@@ -1,1 +1,41 @@
-"""What the notebooks use: measuring, checking, looking."""
+"""What the notebooks use: measuring, checking, looking.
+
+The names are imported here at once, not when asked for, because a module and its function often share a name
+(``compare``, ``profile``), and ``lab.compare`` must mean the function.
+"""
+
+from styleforge_lib.lab.bench import Candidate, bench, errors, graphed
+from styleforge_lib.lab.compare import compare
+from styleforge_lib.lab.exercise import verdict
+from styleforge_lib.lab.figures import draw_network, draw_pictures, draw_profile, draw_shares, draw_versions
+from styleforge_lib.lab.machine import Machine
+from styleforge_lib.lab.peers import bench_peers, transformer_net_now
+from styleforge_lib.lab.photos import photo, photo_tensor
+from styleforge_lib.lab.profile import by_kind, by_layer, merge_residual, profile, recorded
+from styleforge_lib.lab.studio import gallery, studio
+
+__all__ = [
+    "Candidate",
+    "Machine",
+    "bench",
+    "bench_peers",
+    "by_kind",
+    "by_layer",
+    "compare",
+    "draw_network",
+    "draw_pictures",
+    "draw_profile",
+    "draw_shares",
+    "draw_versions",
+    "errors",
+    "gallery",
+    "graphed",
+    "merge_residual",
+    "photo",
+    "photo_tensor",
+    "profile",
+    "recorded",
+    "studio",
+    "transformer_net_now",
+    "verdict",
+]

@@ -1,7 +1,7 @@
 """The figures of the lessons, drawn by Matplotlib in one style.
 
 Contents: the style (KIND_COLOURS, axes), the network as a drawing (draw_network), where the time goes (draw_profile),
-shares (draw_shares), and versions against each other (draw_versions).
+shares (draw_shares), versions against each other (draw_versions), and pictures (draw_pictures).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from styleforge_lib.lab.profile import KINDS, StageTime, merge_residual
 from styleforge_lib.lab.records import Measurement
@@ -158,4 +159,22 @@ def draw_versions(rows: Sequence[Measurement], *, title: str, highlight: str = "
     panel.margins(x=0.16)
     panel.set_xlabel("ms, less is better")
     panel.set_title(title)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_pictures(rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> Figure:
+    """Draw pictures in rows under their ``titles``, without axes; each row is as high as its first picture asks."""
+    heights = [row[0].height / row[0].width for row in rows]
+    width = 10 / len(titles)
+    figure, panels = axes(
+        len(rows), len(titles), size=(10, width * sum(heights) + 0.3), squeeze=False, height_ratios=heights
+    )
+    for row, line in zip(rows, panels, strict=True):
+        for picture, panel in zip(row, line, strict=True):
+            panel.imshow(picture, interpolation="lanczos")
+            panel.axis("off")
+    for title, panel in zip(titles, panels[0], strict=True):
+        panel.set_title(title)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     return figure

@@ -7,19 +7,19 @@ Contents
     compare            the function that the notebooks call
     CompareWidget      the widget behind it
     subtract           |a - b| of two pictures, and its figures
-    as_picture         what may be given for a picture -> an RGB picture
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import traitlets
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from styleforge_lib.lab.widgets import LabWidget, asset, encode_picture, label_font
+from styleforge_lib.painter import _picture as as_picture
+from styleforge_lib.pictures import PictureError, on_white
 
 # The widget's copy of a picture travels through the notebook's connection. A megabyte holds 700 x 700 pixels of a
 # photograph exactly; what is larger goes as a JPEG of high quality. The difference comes from the exact pixels always.
@@ -31,14 +31,15 @@ MODES = ("wipe", "side", "difference")
 def compare(a, b, *, labels: tuple[str, str] = ("before", "after")) -> CompareWidget:
     """Show two pictures of one size: wipe between them, look at their difference, zoom into both.
 
-    a, b     PIL images, paths, NumPy arrays (H, W), (H, W, 3) or torch tensors (3, H, W), (1, 3, H, W); values 0..255
+    a, b     what `stylize` takes for a picture: paths, PIL images, arrays (H, W, 3) of uint8 or of floats in 0..1, or
+             tensors (3, H, W) or (1, 3, H, W) of 0..255. Transparent parts are laid on white.
     labels   what to call them
 
-    Raises `ValueError` if the sizes differ or an argument is no picture.
+    Raises `ValueError` (`PictureError`) if the sizes differ or an argument is no picture.
     """
     if isinstance(labels, str) or len(labels) != 2:
         raise ValueError(f"labels: two names are needed, one for each picture; got {labels!r}.")
-    picture_a, picture_b = as_picture(a, "a"), as_picture(b, "b")
+    picture_a, picture_b = _read(a, "a"), _read(b, "b")
     if picture_a.size != picture_b.size:
         sizes = " and ".join(f"{p.width} x {p.height}" for p in (picture_a, picture_b))
         raise ValueError(
@@ -62,50 +63,12 @@ def subtract(a: Image.Image, b: Image.Image) -> tuple[Image.Image, dict]:
     return Image.fromarray(absolute), figures
 
 
-def as_picture(value, name: str = "value") -> Image.Image:
-    """Return an RGB picture from what `compare` takes; `name` is the argument that an error speaks of.
-
-    Alpha is laid on white; EXIF rotation is applied; floats are rounded and clipped to 0..255.
-    """
-    if isinstance(value, str | Path):
-        try:
-            value = Image.open(value)
-        except OSError as error:
-            raise ValueError(f"{name}: {value} cannot be read as a picture ({error}).") from error
-    if isinstance(value, Image.Image):
-        upright = ImageOps.exif_transpose(value)
-        if upright.has_transparency_data:
-            layer = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return upright.convert("RGB")
-    if hasattr(value, "detach"):  # a torch tensor, wherever it is and whatever it remembers
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-        if value.ndim == 4 and len(value) == 1:
-            value = value[0]
-        if value.ndim == 3:
-            value = value.transpose(1, 2, 0)
-    return Image.fromarray(_bytes(np.asarray(value), name)).convert("RGB")
-
-
-def _bytes(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if (
-        array.size == 0
-        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
-        or array.dtype.kind not in "uif"
-    ):
-        raise ValueError(
-            f"{name} is no picture: {array.dtype} of shape {array.shape}. Give a PIL image, a path, an array "
-            "(H, W, 3) or (H, W), or a tensor (3, H, W) or (1, 3, H, W)."
-        )
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} contains NaN or infinity in {int((~np.isfinite(array)).sum())} places.")
-        if 0 < array.max() <= 1:
-            raise ValueError(f"{name} has no value above 1: pictures are 0..255 here. Multiply by 255 first.")
-    return np.clip(np.rint(array), 0, 255).astype(np.uint8)
+def _read(value, name: str) -> Image.Image:
+    """Return an RGB picture, transparent parts on white; `name` is the argument that an error speaks of."""
+    try:
+        return on_white(as_picture(value))
+    except (PictureError, TypeError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 class CompareWidget(LabWidget):

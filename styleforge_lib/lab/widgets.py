@@ -68,7 +68,8 @@ def encode_picture(picture: Image.Image, budget: int) -> tuple[bytes, str]:
             return png, "image/png"
     rgb = picture.convert("RGB")
     for quality in (92, 86, 78, 68, 56, 40):
-        jpeg = _encoded(rgb, "JPEG", quality=quality, subsampling=0, optimize=True)
+        # Without optimize=True: Pillow reserves a byte a pixel for it, which a noisy picture outgrows.
+        jpeg = _encoded(rgb, "JPEG", quality=quality, subsampling=0)
         if len(jpeg) <= budget:
             break
     return jpeg, "image/jpeg"

@@ -1,0 +1,247 @@
+"""A real browser for the widgets: the Chromium that is there, a bare page for their JavaScript, and JupyterLab.
+
+Contents
+    chromium      the browser (session): $STYLEFORGE_CHROMIUM, or what the PATH has; without one the tests are skipped
+    page          a fresh page that fails its test on anything the console calls an error
+    bare_page     shows one widget in a page of its own, in a second: for the behaviour of the JavaScript alone
+    jupyterlab    a JupyterLab in a temporary directory (session)
+    open_notebook opens a notebook of that directory and returns a `Notebook` to drive
+"""
+
+import base64
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_FLAGS = (
+    "--no-sandbox",  # containers
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    # No calls home from a test.
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+# What JupyterLab itself says on a healthy page. Each entry: a pattern, and why it is no fault of ours.
+JUPYTERLAB_NOISE = ()
+PANEL = "window.jupyterapp.shell.currentWidget"
+
+
+def find_chromium() -> str | None:
+    """Return the browser's path, or None."""
+    if named := os.environ.get("STYLEFORGE_CHROMIUM"):
+        return named
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("no playwright: pip install 'styleforge[browser]'")
+    path = find_chromium()
+    if path is None:
+        pytest.skip(f"no Chromium: none of {', '.join(CHROMIUM_NAMES)} on the PATH, and STYLEFORGE_CHROMIUM is not set")
+    with sync_playwright() as playwright:
+        # launch() makes a fresh user-data directory and removes it.
+        browser = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(chromium):
+    """Return a function that opens a page; whatever its console calls an error fails the test at its end."""
+    contexts, errors = [], []
+
+    def new_page(**options):
+        options = {"viewport": {"width": 1000, "height": 900}, **options}
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: errors.append(f"uncaught: {error}"))
+        page.on(
+            "console", lambda message: message.type == "error" and errors.append(f"{message.text} {message.location}")
+        )
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+    faults = [e for e in errors if not any(re.search(pattern, e) for pattern, _ in JUPYTERLAB_NOISE)]
+    assert not faults, "the browser's console: " + "\n".join(faults)
+
+
+@pytest.fixture
+def page(new_page):
+    return new_page()
+
+
+@pytest.fixture
+def bare_page(new_page, tmp_path):
+    """Return a function that shows a widget in a page of its own."""
+    handler = functools.partial(_QuietHandler, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def show(widget, **options):
+        state = {name: widget.get_state(name)[name] for name in widget.keys if not name.startswith("_")}
+        state.pop("layout", None)
+        encode = lambda value: {"base64": base64.b64encode(value).decode()}  # noqa: E731
+        (tmp_path / "state.json").write_text(json.dumps(state, default=encode))
+        (tmp_path / "widget.js").write_text(str(widget._esm))
+        (tmp_path / "widget.css").write_text(str(widget._css))
+        shutil.copy(HERE / "bare_page.html", tmp_path / "index.html")
+        page = new_page(**options)
+        page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+        page.wait_for_selector(".sf")
+        return page
+
+    yield show
+    server.shutdown()
+    server.server_close()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def jupyterlab(tmp_path_factory):
+    """Serve JupyterLab from a temporary directory; return that directory, the address and the token."""
+    pytest.importorskip("jupyterlab", reason="no JupyterLab: pip install 'styleforge[lab]'")
+    home = tmp_path_factory.mktemp("lab")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = "a-test-on-this-machine-only"
+    log = (home / "server.log").open("wb")
+    # Settings, workspaces and trust of the person who runs the tests stay out of it, and untouched.
+    private = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    private |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
+    private |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
+    # No question about news over the page.
+    notification = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    notification.parent.mkdir(parents=True)
+    notification.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    work = home / "work"
+    work.mkdir()
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
+            *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
+            *(f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={work}"),
+        ],
+        env={**os.environ, **private},
+        cwd=work,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/api?token={token}", timeout=2).close()
+                break
+            except OSError:
+                said = (home / "server.log").read_text(errors="replace")[-3000:]
+                assert server.poll() is None, f"JupyterLab ended:\n{said}"
+                assert time.monotonic() < deadline, f"JupyterLab did not answer in 60 s:\n{said}"
+                time.sleep(0.2)
+        yield work, address, token
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        log.close()
+
+
+@pytest.fixture
+def open_notebook(jupyterlab, new_page):
+    """Return a function that opens a notebook, given by its path, or by the sources of its code cells."""
+    work, address, token = jupyterlab
+    opened = []
+
+    def open_notebook(notebook, *, name="notebook.ipynb", **options):
+        if isinstance(notebook, Path):
+            shutil.copy(notebook, work / notebook.name)
+            name = notebook.name
+        else:
+            import nbformat
+
+            cells = [nbformat.v4.new_code_cell(source) for source in notebook]
+            kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # or the Lab asks for one
+            nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), work / name)
+        page = new_page(**options)
+        page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
+        opened.append(Notebook(page))
+        return opened[-1]
+
+    yield open_notebook
+    for notebook in opened:
+        if not notebook.page.is_closed():
+            notebook.close()
+
+
+class Notebook:
+    """A notebook open in JupyterLab, driven through the page and asked through `window.jupyterapp`."""
+
+    def __init__(self, page):
+        self.page = page
+        page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.sessionContext", timeout=60_000)
+        page.wait_for_function(f"{PANEL}.context.sessionContext.session?.kernel?.status === 'idle'", timeout=60_000)
+
+    def ask(self, function: str):
+        """Evaluate a JavaScript function of the notebook's panel."""
+        return self.page.evaluate(f"async () => await ({function})({PANEL})")
+
+    def run_all(self, seconds: float) -> None:
+        """Do what the menu's Run All Cells does, wait to the end, and fail on a cell that ends in an error."""
+        self.page.evaluate("() => { window.ran = window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+        too_late = "new Promise((_, no) => setTimeout(no, 1000 * s, `not done in ${s} s`))"
+        self.page.evaluate(f"s => Promise.race([window.ran, {too_late}])", seconds)
+        self.page.wait_for_function(f"{PANEL}.context.sessionContext.session.kernel.status === 'idle'", timeout=10_000)
+        errors = [
+            output for cell in self.cells() for output in cell.get("outputs", []) if output["output_type"] == "error"
+        ]
+        assert not errors, "\n".join(f"{e['ename']}: {e['evalue']}" for e in errors)
+
+    def cells(self) -> list[dict]:
+        """Return the code cells as they would be saved."""
+        notebook = self.ask("panel => panel.content.model.toJSON()")
+        return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+    def kernel(self, expression: str) -> str:
+        """Evaluate an expression in the kernel and return its repr."""
+        return self.ask(
+            "async panel => { const reply = await panel.context.sessionContext.session.kernel.requestExecute("
+            f"{{ code: '', user_expressions: {{ it: {json.dumps(expression)} }} }}).done;"
+            " const it = reply.content.user_expressions.it; return it.data ? it.data['text/plain'] : it.evalue; }"
+        )
+
+    def close(self) -> None:
+        """Save, and end the kernel."""
+        self.ask("panel => panel.context.save().then(() => panel.context.sessionContext.shutdown())")

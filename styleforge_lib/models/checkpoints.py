@@ -83,7 +83,7 @@ def _find(name_or_path: str | os.PathLike) -> Path:
             raise StyleError(f"{_short(path)} is not a regular file")
     except OSError as error:
         raise StyleError(f"{_short(path)} cannot be opened: {error.strerror}") from error
-    if path.suffix or len(path.parts) > 1:
+    if path.suffix or "/" in text or os.sep in text:
         raise StyleError(f"no such checkpoint file: {_short(path)}")
     near = difflib.get_close_matches(text.lower(), styles, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

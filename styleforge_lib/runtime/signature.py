@@ -99,7 +99,7 @@ class _Type:
 
 
 class _Demangler:
-    """Reads the types of a mangled name: its place in the text, the substitutions (S_, S0_) and template arguments (T_)."""
+    """Reads the types of a mangled name. Keeps its place, the substitutions (S_, S0_) and template arguments (T_)."""
 
     def __init__(self, text: str):
         self.text, self.place, self.substitutions, self.arguments = text, 0, [], []
@@ -177,8 +177,8 @@ def parse_signature(entry: str, mangled: str, ptx: str, text: str) -> tuple[Para
         types = _types(mangled)
     except (ValueError, IndexError) as error:
         raise TypeError(
-            f"kernel '{base_name(entry)}': the type at {error} in '{mangled}' is not understood. Parameters may be scalars, "
-            'structs by value, and pointers to numbers or to CUDA\'s vector types; declare the kernel extern "C".'
+            f"kernel '{base_name(entry)}': the type at '{error}' in '{mangled}' is not understood. A parameter may be "
+            "a number, a plain struct by value, or a pointer to numbers or to one of CUDA's vector types."
         ) from None
     if len(types) != len(sizes):
         raise TypeError(f"kernel '{base_name(entry)}': '{mangled}' has {len(types)} parameters, its PTX {len(sizes)}")
@@ -192,7 +192,7 @@ def _parameter(kernel: str, index: int, name: str, c_type: _Type, size: int) -> 
         to = c_type.pointee
         if not to.known and not to.text.endswith("void"):
             raise TypeError(
-                f"kernel '{kernel}': parameter '{name}' points to {to.text}, which has no array type. "
+                f"kernel '{kernel}': parameter '{name}' points to {to.text}, which no array has. "
                 "Declare it as a pointer to numbers (or unsigned char*) and cast inside the kernel."
             )
         return Parameter(index, name, c_type.text, "pointer", to.dtype, to.const, to.alignment, size)

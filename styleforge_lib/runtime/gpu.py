@@ -1,0 +1,258 @@
+"""Launches on an NVIDIA GPU: CuPy's driver API, torch's current stream, no allocation.
+
+Contents
+    available, card_arch    is there a card, and which architecture to compile for
+    GpuModule               a cubin in the driver, once for each card
+    GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches
+
+A launch is on the path of every inference, so the usual case (torch tensors of the declared dtypes, Python numbers)
+goes through one written-out comparison, one `struct` that packs every value, and the driver. Whatever is not the usual
+case goes to `arguments.py`, which either converts it or says what is wrong. Nothing is allocated on the card and the
+stream is torch's, so a launch inside `torch.cuda.graph` is captured like any other; loading, which a capture does not
+allow, is done when the kernel is made.
+"""
+
+import ctypes
+import struct
+
+import numpy as np
+import torch
+
+from styleforge_lib.runtime.arguments import Array, LaunchLimits, array, launch_shape, scalar, wrong_count
+from styleforge_lib.runtime.signature import Parameter
+
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_INTEGERS = frozenset({int, bool, np.int32, np.int64})
+_FLOATS = _INTEGERS | {float, np.float32, np.float64}
+_SHAPES_KEPT = 1024  # checked launch shapes that a kernel remembers
+_NONE = -1  # no card
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not touched the card yet
+
+
+def available() -> bool:
+    """Return whether torch sees an NVIDIA GPU."""
+    return torch.cuda.is_available() and torch.version.cuda is not None
+
+
+def card_arch() -> str:
+    """Return the architecture of torch's current card; from Hopper on with the card's own instructions ("sm_90a")."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
+class GpuModule:
+    """A cubin, loaded into each card that launches from it.
+
+    It is never unloaded: a CUDA graph may hold its kernels for longer than Python holds this object.
+    """
+
+    _kept: list[int] = []  # noqa: RUF012 - handles, kept for the life of the process on purpose
+
+    def __init__(self, cubin: bytes, arch: str):
+        self.cubin, self.arch = cubin, arch
+        self._handles: dict[int, int] = {}
+
+    def function(self, entry: str, device: int) -> int:
+        """Return the driver's handle of a kernel on a card; loads the cubin there the first time."""
+        from cupy.cuda import driver
+
+        with torch.cuda.device(device):
+            _ensure_context()
+            if device not in self._handles:
+                try:
+                    self._handles[device] = driver.moduleLoadData(self.cubin)
+                except driver.CUDADriverError as error:
+                    raise RuntimeError(
+                        f"the card cuda:{device} ({torch.cuda.get_device_name(device)}, {card_arch()}) does not take "
+                        f"code compiled for {self.arch}: {error}. Leave arch out to compile for the card."
+                    ) from error
+            return driver.moduleGetFunction(self._handles[device], entry)
+
+
+def _ensure_context() -> None:
+    """Make the card's context current in this thread; cudaFree(0) is the customary way to ask for it."""
+    from cupy.cuda import runtime
+
+    runtime.free(0)
+
+
+class GpuLauncher:
+    """One kernel, ready to be launched on any card. Call it as `launcher(grid, block, args, shared_bytes)`."""
+
+    def __init__(self, name: str, entry: str, parameters: tuple[Parameter, ...], module: GpuModule):
+        from cupy.cuda import driver
+
+        self.name, self.entry, self.parameters, self.module = name, entry, parameters, module
+        self._launch, self._error = driver.launchKernel, driver.CUDADriverError
+        self._stream, self._current = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
+        self._functions: dict[int, int] = {}
+        self._shapes: dict[tuple, tuple[int, ...]] = {}
+        self._packets: list[_Packet] = []
+        self._packing = struct.Struct("<" + "".join(parameter.format for parameter in parameters))
+        self._quick = quick_check(parameters)
+        self.limits = self._load(torch.cuda.current_device())
+
+    def __call__(self, grid, block, args, shared_bytes: int) -> None:
+        """Check, pack and launch on torch's current stream; errors as `Kernel` says."""
+        try:
+            shape = self._shapes[grid, block, shared_bytes]
+        except (KeyError, TypeError):
+            shape = self._check_shape(grid, block, shared_bytes)
+        if len(args) != len(self.parameters):
+            raise TypeError(wrong_count(self.name, self.parameters, args))
+        device, values = self._quick(*args)
+        if device in self._functions and device == self._current():
+            packet = self._pack(values)
+            if packet is not None:
+                try:
+                    self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+                except self._error as error:
+                    self._recover(error, device, shape, packet)
+                self._packets.append(packet)
+                return
+        self._launch_with_care(shape, args)
+
+    def _pack(self, values: list) -> "_Packet | None":
+        """Put the values where the driver reads them; None where one does not fit its type."""
+        try:
+            packet = self._packets.pop()  # nobody else's until it is given back, so threads may share a kernel
+        except IndexError:
+            packet = _Packet(self.parameters, self._packing.size)
+        try:
+            self._packing.pack_into(packet.slots, 0, *values)
+        except (struct.error, OverflowError):
+            return None
+        return packet
+
+    def _launch_with_care(self, shape: tuple[int, ...], args) -> None:
+        """Launch what the quick way did not take: another card, CuPy arrays, NumPy numbers; or say what is wrong."""
+        values, device = self._checked(args)
+        if device == _NONE:
+            device = self._current()
+        packet = self._pack(values)
+        with torch.cuda.device(device):
+            if device not in self._functions:
+                self._load(device)
+            try:
+                self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+            except self._error as error:
+                self._recover(error, device, shape, packet)
+        self._packets.append(packet)
+
+    def _recover(self, error: Exception, device: int, shape: tuple[int, ...], packet: "_Packet") -> None:
+        """Launch again where this thread had no context yet; any other refusal of the driver is an error."""
+        if error.status == _INVALID_CONTEXT:
+            _ensure_context()
+            self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+            return
+        raise RuntimeError(
+            f"kernel '{self.name}' was not launched: {error}. If it names an illegal access, an earlier kernel made "
+            "it, and this process has lost the card: restart it, and look for that kernel with xray()."
+        ) from error
+
+    def _check_shape(self, grid, block, shared_bytes: int) -> tuple[int, ...]:
+        shape = (*launch_shape(self.name, self.limits, grid, block, shared_bytes), shared_bytes)
+        if isinstance(grid, (int, tuple)) and isinstance(block, (int, tuple)):
+            if len(self._shapes) >= _SHAPES_KEPT:
+                self._shapes.clear()
+            self._shapes[grid, block, shared_bytes] = shape
+        return shape
+
+    def _checked(self, args) -> tuple[list, int]:
+        """Check and convert every argument: the values as the packing takes them, and the card that they live on."""
+        values, owner = [], None
+        for parameter, value in zip(self.parameters, args, strict=True):
+            if parameter.kind != "pointer":
+                values.append(scalar(self.name, parameter, value))
+                continue
+            found = array(self.name, parameter, value)
+            if found.device == "cpu":
+                remedy = "x.cuda()" if isinstance(value, torch.Tensor) else "torch.from_numpy(x).cuda()"
+                raise ValueError(f"kernel '{self.name}', {parameter}: the array is on the CPU. Pass {remedy}.")
+            if found.value is not None:
+                if owner and found.device != owner[1].device:
+                    raise ValueError(
+                        f"kernel '{self.name}': '{owner[0].name}' is on {owner[1].device} and '{parameter.name}' on "
+                        f"{found.device}: one launch has one card"
+                    )
+                owner = owner or (parameter, found)
+            values.append(found.pointer)
+        return values, _card(owner[1]) if owner else _NONE
+
+    def _load(self, device: int) -> LaunchLimits:
+        """Load the kernel on a card, allow it all the shared memory that the card has, and return its limits there."""
+        from cupy.cuda import driver
+
+        function = self.module.function(self.entry, device)
+        properties = torch.cuda.get_device_properties(device)
+        static = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+        threads = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function)
+        registers = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+        shared = properties.shared_memory_per_block_optin
+        driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared - static)
+        self._functions[device] = function
+        because = f"its __launch_bounds__ or its use of {registers} registers a thread"
+        return LaunchLimits(self.module.arch, threads, because, static, shared)
+
+
+class _Packet:
+    """The memory that the driver reads a launch's arguments from: the values, and the pointers to them."""
+
+    def __init__(self, parameters: tuple[Parameter, ...], size: int):
+        self.slots = ctypes.create_string_buffer(max(size, 1))
+        start, addresses = ctypes.addressof(self.slots), []
+        for parameter in parameters:
+            addresses.append(start)
+            start += struct.calcsize("<" + parameter.format)
+        self._pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
+        self.address = ctypes.addressof(self._pointers)
+
+
+def quick_check(parameters: tuple[Parameter, ...]):
+    """Write the function that takes a launch's arguments in the usual case: `(card, values)`, or `(_NONE, ())`.
+
+    The usual case is contiguous torch tensors of the declared dtypes on one card, and numbers of a fitting Python type.
+    It is written out for the parameters at hand, as `dataclasses` writes `__init__`: a loop over them costs a third
+    more.
+    """
+    names = [f"a{parameter.index}" for parameter in parameters]
+    pointers = [
+        (name, parameter) for name, parameter in zip(names, parameters, strict=True) if parameter.kind == "pointer"
+    ]
+    scope = {"TENSORS": _TENSORS, "FLOATS": _FLOATS, "INTEGERS": _INTEGERS}
+    scope |= {f"{name}_dtype": getattr(torch, parameter.dtype or "uint8") for name, parameter in pointers}
+    if not pointers or any(_unusual(parameter) for parameter in parameters):
+        return lambda *args: (_NONE, ())
+    checks = [f"type({name}) in {_types(parameter)}" for name, parameter in zip(names, parameters, strict=True)]
+    checks += [f"{name}.dtype is {name}_dtype and {name}.is_contiguous()" for name, _ in pointers]
+    checks += [
+        f"(p_{name} := {name}.data_ptr()) and not p_{name} & {parameter.alignment - 1}" for name, parameter in pointers
+    ]
+    checks += [f"{name}.get_device() == card" for name, _ in pointers[1:]]
+    checks.insert(len(names), f"(card := {pointers[0][0]}.get_device()) >= 0")
+    values = [
+        f"p_{name}" if parameter.kind == "pointer" else name for name, parameter in zip(names, parameters, strict=True)
+    ]
+    text = (
+        f"def quick({', '.join(names)}):\n"
+        f"    if {' and '.join(checks)}:\n"
+        f"        return card, ({', '.join(values)},)\n"
+        f"    return {_NONE}, ()\n"
+    )
+    exec(text, scope)
+    return scope["quick"]
+
+
+def _unusual(parameter: Parameter) -> bool:
+    """Return whether `arguments.py` must convert this parameter on every call."""
+    return parameter.dtype is None or (parameter.kind == "scalar" and parameter.dtype in ("bool", "bfloat16"))
+
+
+def _types(parameter: Parameter) -> str:
+    if parameter.kind == "pointer":
+        return "TENSORS"
+    return "FLOATS" if parameter.dtype.startswith("float") else "INTEGERS"
+
+
+def _card(found: Array) -> int:
+    return int(found.device.partition(":")[2] or 0)

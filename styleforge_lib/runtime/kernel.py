@@ -1,0 +1,218 @@
+"""`compile_cuda`: CUDA text becomes a Module, and its kernels are called alike on a GPU and on the emulator.
+
+Contents
+    compile_cuda        text or file -> Module
+    Module              what was compiled; `module.kernel(name)`, and with one kernel the module is called itself
+    Kernel              `kernel(grid, block, args, *, shared_bytes=0)`, checked before anything runs
+    chosen_device       the GPU where there is one, else the emulator
+"""
+
+import functools
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from styleforge_lib.runtime import gpu
+from styleforge_lib.runtime.arguments import LaunchLimits, array, launch_shape, scalar, wrong_count
+from styleforge_lib.runtime.compiler import compile_text, cuda_root
+from styleforge_lib.runtime.resources import Resources, limits
+from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_name, parse_signature
+
+DEVICE_VARIABLE = "STYLEFORGE_DEVICE"
+EMULATED_ARCH = "sm_80"  # what is compiled where no card says otherwise: mma.m16n8k16, cp.async and bfloat16 are in it
+
+
+def chosen_device() -> str:
+    """Return "gpu" or "emulator": what STYLEFORGE_DEVICE asks for, else the GPU where torch sees one."""
+    wish = os.environ.get(DEVICE_VARIABLE, "").strip().lower()
+    if wish not in ("", "gpu", "emulator"):
+        raise ValueError(f"{DEVICE_VARIABLE}={wish!r}: write gpu or emulator, or leave it out")
+    if wish == "gpu" and not gpu.available():
+        raise RuntimeError(
+            f"{DEVICE_VARIABLE}=gpu, but torch sees no NVIDIA GPU here; leave it out to use the emulator"
+        )
+    return wish or ("gpu" if gpu.available() else "emulator")
+
+
+def compile_cuda(
+    source_or_path: str | Path,
+    *,
+    defines: Mapping[str, object] | None = None,
+    arch: str | None = None,
+    options: Iterable[str] = (),
+    name: str | None = None,
+) -> "Module":
+    """Compile CUDA C++ and return a Module, whose kernels run on the GPU where there is one, else on the emulator.
+
+    source_or_path: the text itself, or a .cu file (looked for here, then among the library's kernels). defines: macros,
+    {"TILE": 16}. arch: "sm_80", "sm_90a", ...; left out, the card's own, or sm_80 on the emulator. options: further
+    options for NVRTC. name: what messages call a text that has no file. A text that does not compile raises
+    CompileError.
+    """
+    device = chosen_device()
+    if arch is None:
+        arch = gpu.card_arch() if device == "gpu" else EMULATED_ARCH
+    if not arch.startswith("sm_"):
+        raise ValueError(f'arch={arch!r}: a kernel that is to run needs a real architecture, such as "sm_80"')
+    text, include = source_or_path, ()
+    if isinstance(source_or_path, Path) or re.fullmatch(r"[^\n{}();]+\.cuh?", source_or_path.strip()):
+        path = _find(Path(source_or_path))
+        text, name, include = path.read_text("utf-8"), name or str(path), (path.parent,)
+    compiled = compile_text(
+        text, arch=arch, name=name or "kernel.cu", defines=defines, options=options, include=include
+    )
+    return Module(text, compiled, device)
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, cuda_root() / path):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise FileNotFoundError(f"no file {path} here, nor among the library's kernels in {cuda_root()}")
+
+
+class Module:
+    """CUDA text, compiled. text, name, arch, ptx, cubin: as given and as made. device: "gpu" or "emulator".
+
+    kernels: the names of its kernels, in the order of the PTX. warnings: what the compiler remarked.
+    """
+
+    def __init__(self, text: str, compiled, device: str):
+        self.text, self.device, self._compiled = text, device, compiled
+        self.name, self.arch, self.ptx, self.cubin = compiled.name, compiled.arch, compiled.ptx, compiled.cubin
+        self.warnings = compiled.warnings
+        self._entries = _entries(compiled.signatures)
+        self._kernels: dict[str, Kernel] = {}
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The names that `kernel` takes."""
+        return tuple(self._entries)
+
+    def kernel(self, name: str) -> "Kernel":
+        """Return one kernel by its name in the source (an instance of a template: by its mangled name)."""
+        if name not in self._entries:
+            raise KeyError(f"no kernel '{name}' in {self.name}: there is {', '.join(self.kernels) or 'none at all'}")
+        if name not in self._kernels:
+            self._kernels[name] = Kernel(self, name, self._entries[name])
+        return self._kernels[name]
+
+    @property
+    def only(self) -> "Kernel":
+        """The module's kernel, where it has exactly one."""
+        if len(self._entries) != 1:
+            raise TypeError(
+                f"{self.name} has {len(self._entries)} kernels ({', '.join(self.kernels) or 'none'}): choose one with "
+                '.kernel("name")'
+            )
+        return self.kernel(next(iter(self._entries)))
+
+    def __call__(self, grid, block, args, *, shared_bytes: int = 0) -> None:
+        """Launch the module's one kernel, as `Kernel` does."""
+        self.only(grid, block, args, shared_bytes=shared_bytes)
+
+    @property
+    def resources(self) -> Resources:
+        """The resources of the module's one kernel."""
+        return self.only.resources
+
+    @functools.cached_property
+    def program(self):
+        """The module on the emulator, whatever its device is."""
+        from styleforge_lib.runtime.emulator import Program
+
+        return Program(self.ptx, sources={self.name: self.text})
+
+    @functools.cached_property
+    def loaded(self) -> gpu.GpuModule:
+        """The module in the driver, for a module whose device is the GPU."""
+        return gpu.GpuModule(self.cubin, self.arch)
+
+    def __repr__(self) -> str:
+        return f"<Module {self.name}: {', '.join(self.kernels) or 'no kernels'}; {self.arch}, {self.device}>"
+
+
+def _entries(signatures: Mapping[str, str]) -> dict[str, str]:
+    """Return {name: PTX entry}. Where several entries share a name (templates), each keeps its mangled one."""
+    names = [base_name(entry) for entry in signatures]
+    return {name if names.count(name) == 1 else entry: entry for name, entry in zip(names, signatures, strict=True)}
+
+
+class Kernel:
+    """One kernel: `kernel(grid, block, args, *, shared_bytes=0)`, in CuPy's order.
+
+    grid, block: up to three sizes. args: torch tensors, NumPy or CuPy arrays (contiguous, of the declared dtype, on the
+    kernel's device), None for a null pointer, and Python or NumPy numbers, which are cast to the declared type. On a
+    GPU the launch goes to torch's current stream and returns at once; on the emulator it is done on return. TypeError,
+    ValueError: an argument or a launch that does not fit, named; nothing has run then.
+    """
+
+    def __init__(self, module: Module, name: str, entry: str):
+        self.module, self.name, self.entry = module, name, entry
+        self.parameters: tuple[Parameter, ...] = parse_signature(
+            entry, module._compiled.signatures[entry], module.ptx, module.text
+        )
+        self.resources: Resources = module._compiled.resources[entry]
+        if module.device == "gpu":
+            self._launch = gpu.GpuLauncher(name, entry, self.parameters, module.loaded)
+        else:
+            self._launch = self._launch_emulated
+
+    def __call__(self, grid, block, args, *, shared_bytes: int = 0) -> None:
+        """Launch: see the class."""
+        self._launch(grid, block, args, shared_bytes)
+
+    def emulate(self, grid, block, args, *, shared_bytes: int = 0, blocks=None, trace=None):
+        """Run the kernel on the emulator, whatever the module's device is, and return what the emulator returns.
+
+        Arrays on the CPU are changed in place; arrays on a GPU are copied first, so they keep their values. blocks and
+        trace are those of Program.launch.
+        """
+        shape = launch_shape(self.name, self._limits, grid, block, shared_bytes)
+        if len(args) != len(self.parameters):
+            raise TypeError(wrong_count(self.name, self.parameters, args))
+        host = [self._host(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
+        return self.module.program.launch(
+            self.entry, shape[:3], shape[3:], host, shared_bytes=shared_bytes, blocks=blocks, trace=trace
+        )
+
+    def _launch_emulated(self, grid, block, args, shared_bytes: int) -> None:
+        for parameter, value in zip(self.parameters, args, strict=False):
+            if getattr(value, "device", "cpu") not in ("cpu", torch.device("cpu")):
+                raise ValueError(
+                    f"kernel '{self.name}', {parameter}: the array is on {value.device}, and this kernel runs on the "
+                    "emulator. Pass x.cpu() (CuPy: x.get())."
+                )
+        self.emulate(grid, block, args, shared_bytes=shared_bytes)
+
+    def _host(self, parameter: Parameter, value: object):
+        """Return what the emulator takes: a NumPy array that shares memory with `value`, or a NumPy scalar."""
+        if parameter.kind != "pointer":
+            number = scalar(self.name, parameter, value)
+            if parameter.kind == "struct":
+                return np.void(number)
+            return np.array(number, dtype=SCALAR_FORMATS[parameter.dtype])[()]
+        found = array(self.name, parameter, value).value
+        if found is None:
+            return np.uint64(0)
+        if isinstance(found, torch.Tensor):
+            found = found.detach().cpu()
+            return (found.view(torch.uint16) if found.dtype is torch.bfloat16 else found).numpy()
+        return found if isinstance(found, np.ndarray) else found.get()
+
+    @functools.cached_property
+    def _limits(self) -> LaunchLimits:
+        """What may be launched on the kernel's architecture, by the table."""
+        resources = self.resources
+        threads, because = resources.max_threads, "its __launch_bounds__"
+        while threads > 32 and not resources.occupancy(min(threads, 1024)).blocks:
+            threads, because = threads - 32, f"its use of {resources.registers} registers a thread"
+        return LaunchLimits(resources.arch, threads, because, resources.shared, limits(resources.arch).shared_per_block)
+
+    def __repr__(self) -> str:
+        declared = ", ".join(f"{parameter.c_type} {parameter.name}" for parameter in self.parameters)
+        return f"<Kernel {self.name}({declared}); {self.resources}, {self.module.device}>"

@@ -5,7 +5,9 @@ import importlib
 # Each public name, and the module it is imported from when it is first asked for (PEP 562), so that
 # `import styleforge_lib`, the emulator and `--help` do not wait for torch.
 _HOMES = {
+    "CompileError": "styleforge_lib.runtime.diagnostics",
     "TransformerNet": "styleforge_lib.models.transformer_net",
+    "compile_cuda": "styleforge_lib.runtime.kernel",
     "list_styles": "styleforge_lib.models.checkpoints",
     "load_style": "styleforge_lib.models.checkpoints",
     "stylize": "styleforge_lib.painter",
@@ -24,6 +26,13 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """List the public names, imported or not."""
     return sorted({*globals(), *_HOMES})
+
+
+def load_ipython_extension(shell) -> None:
+    """Give a notebook the `%%cuda` cell: `%load_ext styleforge_lib` calls this."""
+    from styleforge_lib.lab import magic
+
+    magic.load_ipython_extension(shell)
 
 
 __all__ = list(_HOMES)

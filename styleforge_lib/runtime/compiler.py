@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from styleforge_lib.runtime.diagnostics import CompileError
+from styleforge_lib.runtime.diagnostics import CompileError, Diagnostic, read_diagnostics
 from styleforge_lib.runtime.resources import Resources, parse_ptxas
 
 CACHE_FORMAT = 1  # raised when what an entry holds changes
@@ -49,10 +49,9 @@ class Compiled:
     resources: dict[str, Resources] = field(default_factory=dict)
 
     @property
-    def warnings(self) -> str:
-        """What the compiler said of the source, without the lines of ptxas."""
-        kept = [line for line in self.log.splitlines() if not re.match(r"ptxas|Remark:", line)]
-        return re.sub(r"\n{2,}", "\n", "\n".join(kept)).strip()
+    def warnings(self) -> list[Diagnostic]:
+        """What the compiler remarked on the source."""
+        return [item for item in read_diagnostics(self.log, self.name) if item.level == "warning"]
 
 
 def compile_to_ptx(

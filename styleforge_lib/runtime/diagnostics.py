@@ -1,8 +1,9 @@
 """What the compiler says, led back to the lines of the text that was given to it.
 
 Contents
-    Diagnostic      one message: file, line, column, text
-    CompileError    the exception that `compile_cuda` raises, which shows each message beside its lines
+    Diagnostic          one message: file, line, column, text
+    CompileError        the exception that `compile_cuda` raises, which shows each message beside its lines
+    read_diagnostics    the log -> its messages
 """
 
 import contextlib
@@ -30,7 +31,7 @@ class CompileError(Exception):
 
     def __init__(self, log: str, *, text: str, name: str, arch: str, ptx: str = ""):
         self.log, self.text, self.name, self.arch = log, text, name, arch
-        self.diagnostics = _diagnostics(log, name, ptx)
+        self.diagnostics = read_diagnostics(log, name, ptx)
         super().__init__(self._report())
 
     @property
@@ -63,7 +64,7 @@ class CompileError(Exception):
         return "\n".join(shown)
 
 
-def _diagnostics(log: str, name: str, ptx: str) -> list[Diagnostic]:
+def read_diagnostics(log: str, name: str, ptx: str = "") -> list[Diagnostic]:
     """Read the messages of NVRTC ('file(line): error: text', source line, caret) and of ptxas (lines of the PTX)."""
     found: list[Diagnostic] = []
     lines = log.splitlines()

@@ -46,8 +46,6 @@ class GpuModule:
     It is never unloaded: a CUDA graph may hold its kernels for longer than Python holds this object.
     """
 
-    _kept: list[int] = []  # noqa: RUF012 - handles, kept for the life of the process on purpose
-
     def __init__(self, cubin: bytes, arch: str):
         self.cubin, self.arch = cubin, arch
         self._handles: dict[int, int] = {}

@@ -133,7 +133,9 @@ def paint_device(device: torch.device | str | None = None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=device).device
+        probe = torch.zeros(1, device=device)
+        probe.item()  # a device that cannot compute, as a GPU that this torch was not built for, says so here
+        return probe.device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"device {str(device)!r} is not available here: {reason}") from error

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 from torch import nn
 
 import styleforge_lib
 from styleforge_lib import painter
-from styleforge_lib.models.checkpoints import StyleError
+from styleforge_lib.models.checkpoints import StyleError, list_styles
 from styleforge_lib.models.transformer_net import TransformerNet
 from styleforge_lib.painter import paint_device, painted_size, stylize
 from styleforge_lib.pictures import PictureError
@@ -200,6 +201,17 @@ def test_style_by_path_or_network(photo, net, tmp_path):
         stylize(photo, 5)
 
 
+@pytest.mark.parametrize("name", list_styles())
+def test_shipped_style_paints_the_photo(name):
+    photo = skimage.data.chelsea()
+    painting = np.asarray(stylize(photo, name, size=160), float)
+    original = np.asarray(stylize(photo, Echo(), size=160), float)
+    grey = painting.mean(2)
+    assert grey.std() > 20  # a network that was not trained paints an even grey
+    assert np.corrcoef(grey.ravel(), original.mean(2).ravel())[0, 1] > 0.4  # and the cat is still there
+    assert np.abs(painting - original).mean() > 10  # in another hand
+
+
 def test_a_float16_network_paints_the_same_within_its_precision(photo, net):
     half = TransformerNet().eval()
     half.load_state_dict(net.state_dict())
@@ -233,7 +245,7 @@ def test_a_network_that_paints_nan_or_another_shape_is_refused(photo):
 
 
 def test_a_device_that_is_not_there(photo, net):
-    for device in ("cuda:99", "nonsense"):
+    for device in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(ValueError, match=f"device '{device}' is not available here") as caught:
             stylize(photo, net, device=device)
         assert str(caught.value).isprintable()

@@ -81,10 +81,10 @@ def profiles(run: str, sizes: list[tuple[int, int]]) -> None:
         x = photo_tensor(PHOTO, height, width).cuda()
         shape = f"1x3x{height}x{width}"
         net = load_style(STYLE, "cuda")
-        records.append(as_records(profile(net, x, repeats=30), shape=shape, dtype="tf32", layout="nchw", run=run))
+        records.append(as_records(profile(net, x, repeats=20), shape=shape, dtype="tf32", layout="nchw", run=run))
         net = net.half().to(memory_format=torch.channels_last)
         x = x.half().to(memory_format=torch.channels_last)
-        records.append(as_records(profile(net, x, repeats=30), shape=shape, dtype="float16", layout="nhwc", run=run))
+        records.append(as_records(profile(net, x, repeats=20), shape=shape, dtype="float16", layout="nhwc", run=run))
 
 
 def main() -> int:

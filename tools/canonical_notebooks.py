@@ -22,6 +22,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# A cell tagged "prose" only puts figures into a sentence: readers see the sentence, JupyterLab and Colab fold the code.
+HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}}
 SETUP = f'''\
 # Set up: finds StyleForge, or fetches it where it is missing (Colab). The same cell in every notebook.
 import importlib.util
@@ -33,7 +35,8 @@ if importlib.util.find_spec("styleforge_lib") is None:
     here = Path.cwd()
     home = next((p for p in (here, *here.parents) if (p / "styleforge_lib").is_dir()), here / "styleforge")
     if not home.is_dir():
-        subprocess.run(["git", "clone", "--depth", "1", "{REPOSITORY}", str(home)], check=True)
+        source = "{REPOSITORY}"
+        subprocess.run(["git", "clone", "--depth", "1", source, str(home)], check=True)
     sys.path.insert(0, str(home))
 
 %load_ext styleforge_lib'''
@@ -58,8 +61,8 @@ def canonical(path: Path) -> str:
     setup.source = SETUP
     for number, cell in enumerate(cells):
         cell.setdefault("id", f"cell-{number:02}")
-        tags = cell.metadata.get("tags")
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({**({"tags": tags} if tags else {}), **(HIDDEN if "prose" in tags else {})})
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET_VIEW in data and any(kind.startswith("image/") for kind in data):

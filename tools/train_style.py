@@ -13,6 +13,9 @@ The method is that of Johnson, Alahi and Fei-Fei, "Perceptual Losses for Real-Ti
     tv        mean squared difference of neighbouring pixels (0..255): quiets dots and checkerboards
     range     mean square of what lies outside 0..255: a picture cannot show it, the loss network would count it
 
+The style weight rises from a hundredth over the first tenth of the training: from random weights a full style loss
+first finds strokes that know nothing of the photo, and the content takes long to come back.
+
 The photos are decoded once and kept on the device at five sizes, and each batch is cut there. On a GPU the forward and
 backward passes are replayed as a CUDA graph: the net is too small to keep an H200 busy one launch at a time.
 
@@ -72,6 +75,7 @@ class Recipe:
     content_weight: float = 1.0
     tv_weight: float = 2e-4
     range_weight: float = 1e-3
+    style_ramp: float = 0.1
     style_size: tuple[int, ...] = (384,)
     noise: float = 4.0
     learning_rate: float = 1e-3
@@ -153,6 +157,7 @@ class PerceptualLoss:
 
     def __init__(self, recipe: Recipe, painting, backbone: LossNetwork, deep: LossNetwork, device: torch.device):
         self.recipe = recipe
+        self.style_weight = torch.tensor(recipe.style_weight, device=device)  # a CUDA graph reads it at every replay
         self.networks = ((backbone.to(device), STYLE_LAYERS), (deep.to(device), DEEP_STYLE_LAYERS))
         grams = []
         for side in recipe.style_size:
@@ -179,7 +184,7 @@ class PerceptualLoss:
         outside = (painted - painted.clamp(0, 255)).square().mean()
         parts = [
             self.recipe.content_weight * content,
-            self.recipe.style_weight * style,
+            self.style_weight * style,
             self.recipe.tv_weight * total_variation(painted),
             self.recipe.range_weight * outside,
         ]
@@ -276,10 +281,17 @@ class Training:
         warm_up = min(1.0, (self.iteration + 1) / 100)
         return self.recipe.learning_rate * warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
 
+    @property
+    def style_weight(self) -> float:
+        """A hundredth at the start, growing by equal factors to the whole at the end of the ramp."""
+        ramp = self.recipe.style_ramp
+        return self.recipe.style_weight * 0.01 ** max(0.0, 1 - self.progress / ramp if ramp else 0.0)
+
     def step(self) -> torch.Tensor:
         """Take one step; return the losses (:data:`PARTS`), on the device and not waited for."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
+        self.loss.style_weight.fill_(self.style_weight)
         losses = self._gradients(*self.photos.batch(self.recipe, self.iteration))
         self.optimiser.step()
         self.iteration += 1
@@ -467,6 +479,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--range-weight", type=float, default=default.range_weight, help="against values out of 0..255 (%(default)s)"
     )
     recipe.add_argument(
+        "--style-ramp",
+        type=float,
+        default=default.style_ramp,
+        help="part of the training in which it rises (%(default)s)",
+    )
+    recipe.add_argument(
         "--style-size",
         type=int,
         nargs="+",
@@ -495,7 +513,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("iterations", "batch", "save_every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "noise", "preview_every"):
+    for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "style_ramp", "noise", "preview_every"):
         if not 0 <= getattr(options, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be 0 or more, and finite")
     if options.crop < 32 or options.crop % 4:

@@ -6,13 +6,13 @@ The names are imported here at once, not when asked for, because a module and it
 
 from styleforge_lib.lab.bench import Candidate, bench, errors, graphed
 from styleforge_lib.lab.compare import compare
-from styleforge_lib.lab.exercise import verdict
 from styleforge_lib.lab.figures import draw_network, draw_pictures, draw_profile, draw_shares, draw_versions
 from styleforge_lib.lab.machine import Machine
-from styleforge_lib.lab.peers import bench_peers, transformer_net_now
+from styleforge_lib.lab.peers import bench_peers, recorded_peers, transformer_net_now
 from styleforge_lib.lab.photos import photo, photo_tensor
 from styleforge_lib.lab.profile import by_kind, by_layer, merge_residual, profile, recorded
 from styleforge_lib.lab.studio import gallery, studio
+from styleforge_lib.lab.words import say, tabulate, verdict
 
 __all__ = [
     "Candidate",
@@ -35,7 +35,10 @@ __all__ = [
     "photo_tensor",
     "profile",
     "recorded",
+    "recorded_peers",
+    "say",
     "studio",
+    "tabulate",
     "transformer_net_now",
     "verdict",
 ]

@@ -104,8 +104,9 @@ def bench(
 ) -> "Table":
     """Time ``candidates`` on this GPU, append the rows to the records and return them; without a GPU, replay them.
 
-    ``shape`` is written ``"1x3x1024x1024"``; ``methods`` are ``"cold"`` and ``"warm"``; ``run`` joins several calls
-    into one run, whose ``peers`` are then named by the caller. A replay holds what the records have of these candidates and names what they lack.
+    ``shape`` is written ``"1x3x1024x1024"``; ``methods`` are ``"cold"`` and ``"warm"``. ``run`` joins several calls
+    into one run, whose ``peers`` the caller names then. A replay holds what the records have of these candidates and
+    names what they lack.
     """
     if not torch.cuda.is_available():
         return replay(operator, candidates, shape=shape, methods=methods)
@@ -149,10 +150,10 @@ class Table:
     def __iter__(self) -> Iterable[Measurement]:
         return iter(self.rows)
 
-    def __getitem__(self, version: str) -> Measurement:
-        """Return the first row of ``version``."""
+    def __getitem__(self, version: str | tuple[str, str]) -> Measurement:
+        """Return the first row of ``version``, or of ``(version, dtype)``."""
         for row in self.rows:
-            if row.version == version:
+            if version in (row.version, (row.version, row.dtype)):
                 return row
         raise KeyError(f"no version {version!r} here; there are {', '.join(row.version for row in self.rows)}")
 

@@ -15,7 +15,7 @@ from styleforge_lib.models.checkpoints import load_style
 from styleforge_lib.models.stages import stages
 from styleforge_lib.models.transformer_net import TransformerNet
 
-STYLE, PHOTO = "great_wave", "astronaut"
+STYLE, PHOTO = "starry_night", "astronaut"
 PRECISIONS = (("float32", "nchw"), ("tf32", "nchw"), ("float16", "nhwc"))
 COMPILED = {
     "float32": {},
@@ -37,14 +37,9 @@ def bench_peers(
 
     ``compiled`` includes torch.compile, which takes a minute or more; ``told`` receives each line as it is measured.
     """
-    shape = f"1x3x{height}x{width}"
-    names = [
-        Candidate(version=version, dtype=dtype, layout=layout)
-        for dtype, layout in PRECISIONS
-        for version in ("eager", "eager + graph", *(COMPILED[dtype] if compiled else ()))
-    ]
     if not torch.cuda.is_available():
-        return replay(OPERATOR, names, shape=shape, methods=methods)
+        return recorded_peers(height, width, compiled=compiled, methods=methods)
+    shape, names = f"1x3x{height}x{width}", _names(compiled)
     x = photo_tensor(PHOTO, height, width).cuda()
     beside = ";".join(f"{c.version}/{c.dtype}" for c in names)
     rows = []
@@ -55,6 +50,19 @@ def bench_peers(
             if told:
                 told("\n".join(f"{shape}  {line}" for line in str(table).splitlines()[1:-1]))
     return Table(rows)
+
+
+def recorded_peers(height: int, width: int, *, compiled: bool = True, methods: Sequence[str] = ("cold",)) -> Table:
+    """Return the newest record of the peers."""
+    return replay(OPERATOR, _names(compiled), shape=f"1x3x{height}x{width}", methods=methods)
+
+
+def _names(compiled: bool) -> list[Candidate]:
+    return [
+        Candidate(version=version, dtype=dtype, layout=layout)
+        for dtype, layout in PRECISIONS
+        for version in ("eager", "eager + graph", *(COMPILED[dtype] if compiled else ()))
+    ]
 
 
 def _peers(net: TransformerNet, x: torch.Tensor, compiled: bool) -> Iterator[Candidate]:

@@ -46,7 +46,7 @@ class CudaMagic(Magics):
         try:
             module = compile_cuda(text, defines=defines, arch=arguments.arch, name=f"{name}.cu")
             if not module.kernels:
-                raise UsageError(f'%%cuda {name}: the cell has no kernel; declare one as extern "C" __global__ void')
+                raise UsageError(f'%%cuda {name}: the cell has no kernel: declare one extern "C" __global__ void')
             report = [
                 f"{kernel}: {module.kernel(kernel).resources}, on the {module.device}" for kernel in module.kernels
             ]

@@ -91,6 +91,10 @@ def compile_text(
         if re.match(r"--?(arch|gpu-architecture)\b", option):
             raise ValueError(f"options holds {option!r}: the architecture is the argument arch={arch!r}")
     nvrtc = _nvrtc()
+    if int(re.search(r"\d+", arch)[0]) not in nvrtc.getSupportedArchs():
+        known = ", ".join(f"sm_{number}" for number in nvrtc.getSupportedArchs())
+        version = ".".join(map(str, nvrtc.getVersion()))
+        raise ValueError(f"arch={arch!r} is not known to this compiler (NVRTC {version}), which knows {known}")
     own = (*(Path(path) for path in include), cuda_root())
     toolkit = include_directories(nvrtc.getVersion())
     flags = (
@@ -156,8 +160,9 @@ def _run(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...]) -> tupl
 
 
 def _log(nvrtc, program) -> str:
-    """Return the log; where ptxas takes over, NVRTC leaves a zero byte in it."""
-    return nvrtc.getProgramLog(program).replace("\0", "").strip()
+    """Return the log, without the zero byte that NVRTC leaves before ptxas and the times, which differ each time."""
+    log = nvrtc.getProgramLog(program).replace("\0", "")
+    return re.sub(r"ptxas info *: Compile time = .*\n?", "", log).strip()
 
 
 def _ptx_that_ptxas_refused(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...]) -> str:
@@ -196,7 +201,13 @@ def _signatures(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...], 
             for index, entry in enumerate(plain)
         )
         probe = f"\ntemplate <int, class F> __global__ void styleforge_signature() {{}}\n{probe}"
-        probed, _, _ = _run(nvrtc, text + probe, name, *_virtual(arch, flags))
+        try:
+            probed, _, _ = _run(nvrtc, text + probe, name, *_virtual(arch, flags))
+        except CompileError as error:  # the text itself did compile: what fails is `decltype` of an overloaded name
+            first = error.text[: -len(probe)].count("\n") + 3
+            names = ", ".join(f"'{plain[item.line - first]}'" for item in error.errors)
+            log = f"the kernel name {names} is also a function of CUDA: give the kernel another name"
+            raise CompileError(log, text=text, name=name, arch=arch) from None
         for match in re.finditer(r"\.entry\s+(_Z20styleforge_signatureILi(\d+)E[\w$]+)", probed):
             signatures[plain[int(match[2])]] = match[1]
     return {entry: signatures[entry] for entry in entries}

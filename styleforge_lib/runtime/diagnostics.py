@@ -60,7 +60,7 @@ class CompileError(Exception):
         for number in range(max(error.line - 2, 1), min(error.line + 1, len(lines)) + 1):
             shown.append(f"{'>' if number == error.line else ' '}{number:4} | {lines[number - 1]}")
             if number == error.line and error.column:
-                shown.append(f"     | {' ' * (error.column - 1)}^")
+                shown.append(f"      | {' ' * (error.column - 1)}^")
         return "\n".join(shown)
 
 

@@ -61,9 +61,9 @@ def encode_picture(picture: Image.Image, budget: int) -> tuple[bytes, str]:
     PNG, which is exact, if it fits in `budget` bytes; otherwise JPEG without chroma subsampling, at quality 92, lowered
     until it fits (not below 40, where the blocks would show more than the picture).
     """
-    # A PNG of a photograph takes at least one byte a pixel: trying it on a large one is wasted time.
-    if picture.width * picture.height <= 2 * budget:
-        png = _encoded(picture, "PNG", optimize=True)
+    # A large photograph's PNG would take seconds to make, and be over any budget.
+    if picture.width * picture.height <= max(1_200_000, budget):
+        png = _encoded(picture, "PNG")
         if len(png) <= budget:
             return png, "image/png"
     rgb = picture.convert("RGB")
@@ -76,12 +76,9 @@ def encode_picture(picture: Image.Image, budget: int) -> tuple[bytes, str]:
 
 
 def figure_picture(figure) -> Image.Image:
-    """Return a matplotlib figure as an RGB picture at 144 dots per inch, and close it."""
-    import matplotlib.pyplot as plt
-
+    """Return a matplotlib figure as an RGB picture at 144 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, facecolor="white")
-    plt.close(figure)
     return Image.open(buffer).convert("RGB")
 
 

@@ -68,7 +68,7 @@ def _define(text: str) -> tuple[str, str | bool]:
 
 
 class XRayed:
-    """A module whose every launch is x-rayed on copies of its arguments, shown, and then done. Else it is the module."""
+    """A module whose every launch is x-rayed on copies of its arguments, shown, and then done."""
 
     def __init__(self, module: Module):
         self.module = module

@@ -60,7 +60,7 @@ def scalar(kernel: str, parameter: Parameter, value: object) -> int | float | by
         raise TypeError(f"{where}: needs an integer, not the float {value!r}. Write int(...) if it is meant as one.")
     number = int(value)
     try:
-        struct.pack(SCALAR_FORMATS[parameter.dtype], number)
+        struct.pack("<" + SCALAR_FORMATS[parameter.dtype], number)
     except struct.error:
         raise ValueError(f"{where}: {number} does not fit into {parameter.dtype}") from None
     return number
@@ -74,7 +74,7 @@ def _floating(where: str, dtype: str, value: object) -> float | int:
             overflow = math.isfinite(number) and not torch.isfinite(rounded)
             number = rounded.view(torch.uint16).item()
         else:
-            struct.pack(SCALAR_FORMATS[dtype], number)
+            struct.pack("<" + SCALAR_FORMATS[dtype], number)  # "<": the native format would round 1e39 to infinity
             overflow = False
     except OverflowError:
         overflow = True

@@ -1,1 +1,14 @@
-"""Executes PTX on NumPy: knows nothing of torch, CuPy or notebooks."""
+"""Executes PTX on NumPy: knows nothing of torch, CuPy or notebooks.
+
+`Program(ptx).launch(name, grid, block, args)` runs a kernel; `EmulatorFault` says what it did wrong.
+
+How it works, in the order of the files: `parse` (text to instructions), `inline` (calls), `control_flow` (blocks,
+liveness, reconvergence order), `translate` (a block becomes a Python function over arrays), `lanes` (sets of threads),
+`memory` and `atomics`, `warps`, `system` (printf, assert), `schedule` (who runs next, barriers), `metrics` and `races`
+(what the x-ray shows), `program` (the public face), `faults`.
+"""
+
+from .faults import EmulatorFault, Race
+from .program import Program
+
+__all__ = ["EmulatorFault", "Program", "Race"]

@@ -1,0 +1,466 @@
+"""The address space: allocations in slots of their own, poison, bounds and alignment.
+
+Every array, module variable and shared variable has a slot of the address space to itself and starts in its middle, so
+an index that runs out of it, to either side, never lands in a neighbour: it is a fault that names the array. Shared
+and local memory are banked: `words[w, owner]` holds word w of every block (or lane) side by side, which makes a load
+at an address that depends on threadIdx alone a copy of rows.
+
+Contents: addresses, `Site`, `Region` (global, constant and parameter memory), `Bank` (shared and local), `Located` (an
+address register after one look at it), `Memory` (load, store, atomic).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .atomics import apply_atomic
+from .faults import EmulatorFault, plural
+from .lanes import ALL, Lanes
+
+SLOT_SHIFT = 40  # bits of an address inside a slot: no kernel's index overflows into the next
+SLOT_MIDDLE = 1 << (SLOT_SHIFT - 1)
+SHARED_SLOT, LOCAL_SLOT, PARAMETER_SLOT, FIRST_FREE_SLOT = 1, 2, 3, 16
+BANK_SHIFT = 20  # the same inside the 32-bit shared and local windows
+BANK_MIDDLE = 1 << (BANK_SHIFT - 1)
+# What unwritten memory holds: a NaN as float16, bfloat16, float32 and float64, and a conspicuous integer.
+POISON = 0x7FF77FF7
+
+
+def slot_base(slot: int) -> int:
+    """The 64-bit address of a slot's first byte of data."""
+    return (slot << SLOT_SHIFT) | SLOT_MIDDLE
+
+
+def bank_base(slot: int) -> int:
+    """The address, within the shared or local window, of a variable's first byte."""
+    return (slot << BANK_SHIFT) | BANK_MIDDLE
+
+
+WINDOW = {"shared": slot_base(SHARED_SLOT), "local": slot_base(LOCAL_SLOT)}
+
+
+@dataclass(slots=True)
+class Site:
+    """A memory instruction: what faults and metrics say about it."""
+
+    number: int
+    line: int
+    name: str
+    space: str
+    verb: str
+    width: int
+    """Bytes per lane."""
+
+    def __str__(self) -> str:
+        noun = "byte" if self.width == 1 else "bytes"
+        return f"{self.space} {self.verb} of {self.width} {noun} at line {self.line}"
+
+
+class Region:
+    """One allocation of global, constant or parameter memory: the caller's own bytes, not a copy."""
+
+    banked = False
+
+    def __init__(self, name: str, base: int, data: np.ndarray, space: str = "global"):
+        self.name, self.base, self.size, self.data, self.space = name, base, data.size, data, space
+        self._typed: dict = {}
+
+    def typed(self, dtype: np.dtype) -> tuple[np.ndarray, int]:
+        """The data as elements of a type, and how many bytes before the first aligned one were left out."""
+        found = self._typed.get(dtype)
+        if found is None:
+            width = dtype.itemsize
+            shift = -self.base % width
+            count = max(0, self.size - shift) // width
+            found = self._typed[dtype] = (self.data[shift : shift + count * width].view(dtype), shift)
+        return found
+
+
+class Bank:
+    """One shared or local variable: words by owners (blocks, or lanes)."""
+
+    banked = True
+
+    def __init__(self, name: str, space: str, base: int, size: int, owners: int):
+        self.name, self.space, self.base, self.size, self.owners = name, space, base, size, owners
+        self.words = np.full((-(-size // 4), owners), POISON, np.uint32)
+
+
+class Located:
+    """An address operand after its bounds and alignment have been looked at once.
+
+    `offset` is in bytes from the region's start. Further constant offsets (`delta`, never negative) come with each
+    access, so one look serves `[%rd4]`, `[%rd4+128]`, `[%rd4+256]` ...
+    """
+
+    __slots__ = ("address_bits", "high", "indices", "lanes", "low", "offset", "region")
+
+    def __init__(self, region, lanes: Lanes, offset, low: int, high: int, address_bits: int):
+        self.region, self.lanes, self.offset = region, lanes, offset
+        self.low, self.high, self.address_bits = low, high, address_bits
+        self.indices: dict = {}
+
+    def index(self, shift: int, left_out: int):
+        """The element index for elements of `1 << shift` bytes."""
+        key = (shift, left_out)
+        found = self.indices.get(key)
+        if found is None:
+            offset = self.offset - left_out if left_out else self.offset
+            found = self.indices[key] = offset >> shift
+        return found
+
+    def owner(self):
+        """Which column of a bank each lane owns."""
+        lanes = self.lanes
+        if self.region.space == "shared":
+            return lanes.block
+        if lanes.index is not None:
+            return lanes.index
+        return lanes.thread * lanes.universe.blocks + lanes.block
+
+
+class Scattered:
+    """An address operand whose lanes point into several regions: one Located for each."""
+
+    __slots__ = ("lanes", "parts")
+
+    def __init__(self, lanes: Lanes, parts: list[tuple[np.ndarray, Located]]):
+        self.lanes, self.parts = lanes, parts
+
+
+class Memory:
+    """What the lanes of one batch can reach."""
+
+    def __init__(self, regions: dict[int, Region], coordinates, trace=None):
+        self.regions = regions
+        self.shared: dict[int, Bank] = {}
+        self.local: dict[int, Bank] = {}
+        self.coordinates = coordinates
+        self.trace = trace
+
+    # --- locating --------------------------------------------------------------------------------------------------
+
+    def locate(self, address, low: int, space: str, lanes: Lanes, site: Site):
+        """Looks at an address register: which region, and how far its lanes reach; `low` is the least offset used."""
+        if isinstance(address, np.ndarray):
+            least, most = int(address.min()), int(address.max())
+        else:
+            least = most = int(address)
+        least, most = least + low, most + low
+        if space in ("shared", "local"):
+            slot, same = least >> BANK_SHIFT, most >> BANK_SHIFT == least >> BANK_SHIFT
+            banks = self.shared if space == "shared" else self.local
+            region = banks.get(slot)
+        else:
+            slot, same = least >> SLOT_SHIFT, most >> SLOT_SHIFT == least >> SLOT_SHIFT
+            if space == "generic" and slot in (SHARED_SLOT, LOCAL_SLOT) and same:
+                space = "shared" if slot == SHARED_SLOT else "local"
+                window = WINDOW[space]
+                inner = address - np.uint64(window)
+                return self.locate(inner, low, space, lanes, site)
+            region = self.regions.get(slot)
+        if not same:
+            return self._scattered(address, low, space, lanes, site)
+        if region is None:
+            self._nowhere(address, low, lanes, site)
+        base = region.base
+        if isinstance(address, np.ndarray):
+            offset = address.astype(np.int64)
+            offset -= base - low
+            bits = int(np.bitwise_or.reduce(offset, axis=None))
+            bits |= base & 15
+        else:
+            offset = least - base
+            bits = least
+        return Located(
+            region, lanes, offset, least - base, most - base, bits & 15 if not base & 15 else self._bits(offset, base)
+        )
+
+    @staticmethod
+    def _bits(offset, base: int) -> int:
+        """Alignment bits of all absolute addresses where the base itself is not aligned to 16 bytes."""
+        absolute = offset + (base & 15)
+        return (
+            int(np.bitwise_or.reduce(absolute, axis=None)) & 15 if isinstance(absolute, np.ndarray) else absolute & 15
+        )
+
+    def _scattered(self, address, low: int, space: str, lanes: Lanes, site: Site) -> Scattered:
+        full = lanes.expand(address)
+        slots = (full + full.dtype.type(low % (1 << (8 * full.itemsize)))) >> full.dtype.type(
+            BANK_SHIFT if space in ("shared", "local") else SLOT_SHIFT
+        )
+        positions = lanes.positions().reshape(lanes.shape)
+        parts = []
+        for slot in np.unique(slots):
+            mask = slots == slot
+            part = lanes.universe.flat(positions[mask])
+            parts.append((mask, self.locate(full[mask], low, space, part, site)))
+        return Scattered(lanes, parts)
+
+    # --- faults ----------------------------------------------------------------------------------------------------
+
+    def _culprits(self, bad: np.ndarray, lanes: Lanes):
+        """How many lanes, and block, thread and place in `bad` of the first (lowest block, then thread)."""
+        bad = lanes.expand(bad).reshape(-1)
+        block = lanes.expand(lanes.block).reshape(-1)[bad]
+        thread = lanes.expand(lanes.thread).reshape(-1)[bad]
+        first = int(np.lexsort((thread, block))[0])
+        return int(bad.sum()), int(block[first]), int(thread[first]), int(np.flatnonzero(bad)[first])
+
+    def fault(self, kind: str, site: Site, bad, lanes: Lanes, tail) -> EmulatorFault:
+        """Builds the fault of the lanes in `bad`; `tail(place)` words the rest of the sentence for one lane."""
+        count, block, thread, place = self._culprits(bad, lanes)
+        block_index, thread_index = self.coordinates(block, thread)
+        sentence = (
+            f"{site}: {plural(count, 'thread')}, e.g. block {_triple(block_index)} thread {_triple(thread_index)}, "
+            f"{tail(place)}"
+        )
+        return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread_index,))
+
+    def _nowhere(self, address, low: int, lanes: Lanes, site: Site) -> None:
+        full = np.broadcast_to(np.asarray(address), lanes.shape).reshape(-1)
+
+        def tail(place: int) -> str:
+            value = int(full[place]) + low
+            what = "a null pointer" if abs(value) < 1 << 20 else "an address in no array"
+            return f"address {value:#x}: {what}"
+
+        raise self.fault("out of bounds", site, np.ones(lanes.shape, bool), lanes, tail)
+
+    def check(self, at: Located, delta: int, width: int, site: Site) -> None:
+        """Raises where an access leaves its region or is not aligned to its own width."""
+        region = at.region
+        if at.low + delta < 0 or at.high + delta + width > region.size:
+            offset = np.broadcast_to(np.asarray(at.offset + delta), at.lanes.shape)
+            bad = (offset < 0) | (offset + width > region.size)
+            flat = offset.reshape(-1)
+            raise self.fault(
+                "out of bounds",
+                site,
+                bad,
+                at.lanes,
+                lambda place: f"byte {int(flat[place])} of {region.size} in {region.name}",
+            )
+        if (at.address_bits | delta) & (width - 1):
+            offset = np.broadcast_to(np.asarray(at.offset + delta), at.lanes.shape)
+            if not (bad := (offset + region.base) % width != 0).any():
+                return
+            flat = offset.reshape(-1)
+            raise self.fault(
+                "misaligned",
+                site,
+                bad,
+                at.lanes,
+                lambda place: f"byte {int(flat[place])} in {region.name}: the address must be a multiple of {width}",
+            )
+
+    # --- load ------------------------------------------------------------------------------------------------------
+
+    def load(self, at, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
+        """Loads `count` consecutive elements per lane; returns one value for each."""
+        if isinstance(at, Scattered):
+            return self._load_scattered(at, delta, dtype, count, site)
+        width = dtype.itemsize
+        self.check(at, delta, width * count, site)
+        if self.trace is not None:
+            self.trace.access(self, at, delta, site)
+        if at.region.banked:
+            return tuple(self._load_bank(at, delta + position * width, dtype) for position in range(count))
+        data, left_out = at.region.typed(dtype)
+        index = at.index(width.bit_length() - 1, left_out)
+        skip = delta // width
+        if isinstance(index, int):
+            return tuple(data[index + skip + position] for position in range(count))
+        return tuple(data[skip + position :].take(index) for position in range(count))
+
+    def _load_scattered(self, at: Scattered, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
+        out = tuple(np.empty(at.lanes.shape, dtype) for _ in range(count))
+        for mask, part in at.parts:
+            for whole, value in zip(out, self.load(part, delta, dtype, count, site), strict=True):
+                whole[mask] = value
+        return out
+
+    def _load_bank(self, at: Located, delta: int, dtype: np.dtype):
+        width = dtype.itemsize
+        if width == 8:
+            low, high = self._load_bank(at, delta, _U4), self._load_bank(at, delta + 4, _U4)
+            return (low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).view(dtype)
+        words = at.region.words
+        if width < 4:
+            word = self._fetch(at, words, delta, 2)
+            place = (at.offset + delta) & 3
+            shift = np.uint32(8 * place) if isinstance(place, int) else (place << 3).astype(np.uint32)
+            return (word >> shift).astype(_UNSIGNED[width]).view(dtype)
+        return self._fetch(at, words if dtype == _U4 else words.view(dtype), delta, 2)
+
+    @staticmethod
+    def _fetch(at: Located, words: np.ndarray, delta: int, shift: int):
+        """Words at a byte offset, in the narrowest shape that holds them."""
+        lanes, region = at.lanes, at.region
+        if at.address_bits & 3 or delta & 3:
+            index = (at.offset + delta) >> shift
+            skip = 0
+        else:
+            index, skip = at.index(shift, 0), delta >> shift
+        shared = region.space == "shared"
+        if isinstance(index, int):
+            row = words[index + skip]
+            if shared:
+                if lanes.index is not None:
+                    return row.take(lanes.block)
+                value = row[lanes.columns].reshape(1, -1)
+                return value[0, 0] if value.size == 1 and lanes.universe.blocks == 1 else value.copy()
+            if lanes.index is not None:
+                return row.take(lanes.index)
+            universe = lanes.universe
+            return lanes.gather(row.reshape(universe.threads, universe.blocks)).copy()
+        if shared and lanes.index is None and index.shape[1] == 1:
+            value = (words[skip:] if skip else words).take(index[:, 0], axis=0)
+            return value if lanes.every_block else value[:, lanes.columns]
+        flat = (index + skip) * region.owners + at.owner()
+        return words.reshape(-1).take(flat)
+
+    # --- store -----------------------------------------------------------------------------------------------------
+
+    def store(self, at, delta: int, values: tuple, dtype: np.dtype, site: Site) -> None:
+        """Stores consecutive elements per lane. Of lanes that write one place, the last wins."""
+        if isinstance(at, Scattered):
+            for mask, part in at.parts:
+                picked = tuple(at.lanes.expand(value)[mask] for value in values)
+                self.store(part, delta, picked, dtype, site)
+            return
+        width = dtype.itemsize
+        self.check(at, delta, width * len(values), site)
+        if self.trace is not None:
+            self.trace.access(self, at, delta, site, values)
+        if at.region.banked:
+            for position, value in enumerate(values):
+                self._store_bank(at, delta + position * width, value, dtype)
+            return
+        data, left_out = at.region.typed(dtype)
+        if not data.flags.writeable:
+            raise self.fault(
+                "read only",
+                site,
+                np.ones(at.lanes.shape, bool),
+                at.lanes,
+                lambda place: f"{at.region.name} is read-only memory",
+            )
+        index = at.index(width.bit_length() - 1, left_out)
+        skip = delta // width
+        for position, value in enumerate(values):
+            if isinstance(index, int):
+                data[index + skip + position] = value.reshape(-1)[-1] if isinstance(value, np.ndarray) else value
+                continue
+            data[skip + position :][index] = _last_where_narrow(value, index)
+
+    @staticmethod
+    def _store_bank(at: Located, delta: int, value, dtype: np.dtype) -> None:
+        region, lanes, width = at.region, at.lanes, dtype.itemsize
+        if width == 8:
+            bits = np.asarray(value).view(np.uint64)
+            low, high = bits.astype(np.uint32), (bits >> np.uint64(32)).astype(np.uint32)
+            Memory._store_bank(at, delta, low if bits.ndim else low[()], _U4)
+            Memory._store_bank(at, delta + 4, high if bits.ndim else high[()], _U4)
+            return
+        words = region.words
+        shared = region.space == "shared"
+        if width < 4:
+            offset = at.offset + delta
+            flat = ((offset >> 2) * region.owners + at.owner()) * (4 // width) + ((offset & 3) >> (width // 2))
+            flat = np.broadcast_to(flat, np.broadcast_shapes(np.shape(flat), np.shape(value)))
+            words.view(_UNSIGNED[width]).reshape(-1)[flat] = value.view(_UNSIGNED[width])
+            return
+        value = value.view(_U4)
+        index = at.index(2, 0)
+        skip = delta >> 2
+        if lanes.index is None and shared:
+            if isinstance(index, int):
+                row = value[-1] if isinstance(value, np.ndarray) else value
+                words[index + skip, lanes.columns] = row
+                return
+            if index.shape[1] == 1:
+                rows = index[:, 0] + skip
+                if lanes.every_block:
+                    words[rows] = value
+                elif isinstance(lanes.columns, slice):
+                    words[rows, lanes.columns] = value
+                else:
+                    words[rows[:, None], lanes.columns[None, :]] = value
+                return
+        if isinstance(index, int) and not shared and lanes.index is None:
+            universe = lanes.universe
+            row = words[index + skip].reshape(universe.threads, universe.blocks)
+            row[lanes._where(ALL, ALL)] = value
+            return
+        flat = (index + skip) * region.owners + at.owner()
+        if isinstance(value, np.ndarray) and flat.size < value.size:
+            value = _last_where_narrow(value, flat)
+        words.reshape(-1)[flat] = value
+
+    # --- atomics ---------------------------------------------------------------------------------------------------
+
+    def atomic(self, at, delta: int, operation: str, operands: tuple, dtype: np.dtype, site: Site, old_needed: bool):
+        """Applies a read-modify-write lane by lane; returns what each lane found, or None if nobody asks."""
+        if isinstance(at, Scattered):
+            out = np.empty(at.lanes.shape, dtype)
+            for mask, part in at.parts:
+                picked = tuple(at.lanes.expand(value)[mask] for value in operands)
+                found = self.atomic(part, delta, operation, picked, dtype, site, True)
+                out[mask] = found
+            return out
+        width = dtype.itemsize
+        self.check(at, delta, width, site)
+        lanes, region = at.lanes, at.region
+        if self.trace is not None:
+            self.trace.access(self, at, delta, site, operands)
+        shape = lanes.shape
+        values = tuple(lanes.expand(value).reshape(-1) for value in operands)
+        if not region.banked:
+            data, left_out = region.typed(dtype)
+            index = at.index(width.bit_length() - 1, left_out) + delta // width
+            index = np.broadcast_to(index, shape).reshape(-1)
+        else:
+            offset = at.offset + delta
+            flat = (offset >> 2) * region.owners + at.owner()
+            if width == 8:
+                return self._atomic_wide(
+                    region, np.broadcast_to(flat, shape).reshape(-1), operation, values, dtype, shape
+                )
+            if width < 4:
+                flat = flat * (4 // width) + ((offset & 3) >> (width // 2))
+            data = region.words.reshape(-1).view(dtype)
+            index = np.broadcast_to(flat, shape).reshape(-1)
+        old = apply_atomic(data, index, operation, values, old_needed)
+        return None if old is None else old.reshape(shape)
+
+    @staticmethod
+    def _atomic_wide(region: Bank, low_index: np.ndarray, operation: str, values: tuple, dtype, shape):
+        """8-byte atomics on banked words: the two halves of the touched elements are joined and put back."""
+        words = region.words.reshape(-1)
+        places, index = np.unique(low_index, return_inverse=True)
+        joined = words[places].astype(np.uint64) | (words[places + region.owners].astype(np.uint64) << np.uint64(32))
+        old = apply_atomic(joined.view(dtype), index.reshape(-1), operation, values, True)
+        words[places] = joined.astype(np.uint32)
+        words[places + region.owners] = (joined >> np.uint64(32)).astype(np.uint32)
+        return old.reshape(shape)
+
+
+_U4 = np.dtype(np.uint32)
+_UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+
+
+def _last_where_narrow(value, index: np.ndarray):
+    """Keeps the last lane's value along an axis on which the address does not vary."""
+    if isinstance(value, np.ndarray) and value.ndim == 2 and index.ndim == 2:
+        if index.shape[0] == 1 and value.shape[0] > 1:
+            value = value[-1:]
+        if index.shape[1] == 1 and value.shape[1] > 1:
+            value = value[:, -1:]
+    return value
+
+
+def _triple(index: tuple[int, int, int]) -> str:
+    return "({},{},{})".format(*index)

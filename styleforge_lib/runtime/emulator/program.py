@@ -1,0 +1,337 @@
+"""A PTX module, ready to launch: parsed once, each kernel translated when it is first launched.
+
+Contents: `Step` and `Plan` (a translated kernel), `Launch` (one launch's arguments), `Program`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .control_flow import BARRIERS, Block, Graph, build_graph
+from .faults import unsupported
+from .inline import flatten
+from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, Region, bank_base, slot_base
+from .parse import Module, Place, parse_module
+from .schedule import LANES_PER_BATCH, Batch
+from .translate import KernelCode, translate_block
+from .translate.floats import Underflow
+
+MAX_THREADS = 1024
+_POLLING = ("volatile", "relaxed", "acquire", "mmio")
+
+
+@dataclass(slots=True)
+class Step:
+    """A translated block: its function and the registers, by position, that it takes and gives."""
+
+    block: Block
+    function: object
+    inputs: list[int]
+    outputs: list[int]
+    dead: list[int]
+    chooser: int | None
+    """Which output is the branch's predicate; None if the block did not compute it (then `choice` is the register)."""
+    choice: int | None
+    polls: bool
+    only_exits: bool
+    source: str
+
+
+class Plan:
+    """A kernel, translated."""
+
+    def __init__(self, program: Program, name: str):
+        self.name = name
+        self.flat = flatten(program.module, name)
+        self.graph: Graph = build_graph(self.flat)
+        self.line_of = program.line_of
+        self.shared_layout: dict[int, tuple[str, int, int | None]] = {}
+        self.local_layout: dict[int, tuple[str, int, int]] = {}
+        self.static_shared = 0
+        symbols = dict(program.symbols)
+        self._lay_out(program, symbols)
+        self.code = KernelCode(self.flat, self.graph, symbols, program.line_of)
+        offsets = self.code.parameter_offsets
+        for parameter in self.flat.parameters:
+            symbols[parameter.name] = ("param", slot_base(PARAMETER_SLOT) + offsets[parameter.name])
+        self.blocks = [self._step(block) for block in self.graph.blocks]
+
+    def _lay_out(self, program: Program, symbols: dict) -> None:
+        shared = {**{n: v for n, v in program.module.variables.items() if v.space == "shared"}, **self.flat.shared}
+        dynamic = None
+        for number, (name, variable) in enumerate(shared.items(), start=1):
+            base = bank_base(number)
+            if variable.size is None:
+                # Every `extern __shared__` array is the same memory.
+                if dynamic is None:
+                    dynamic = base
+                    self.shared_layout[number] = (name, base, None)
+                symbols[name] = ("shared", dynamic)
+                continue
+            self.static_shared += variable.size
+            self.shared_layout[number] = (readable(name), base, variable.size)
+            symbols[name] = ("shared", base)
+        for number, (name, variable) in enumerate(self.flat.locals.items(), start=1):
+            base = bank_base(number)
+            self.local_layout[number] = ("local memory", base, variable.size)
+            symbols[name] = ("local", base)
+
+    def _step(self, block: Block) -> Step:
+        if block.last is not None and block.last.opcode in BARRIERS:
+            self._check_barrier(block)
+        function, inputs, outputs, source = translate_block(self.code, block)
+        bit = self.graph.bit
+        chooser = choice = None
+        if block.register is not None:
+            if block.register in outputs:
+                chooser = outputs.index(block.register)
+            else:
+                choice = bit[block.register]
+        polls = any(
+            item.opcode == "atom" or (item.opcode == "ld" and any(word in item.modifiers for word in _POLLING))
+            for item in block.instructions
+        )
+        ends = {bit[name] for name in self._read_at_end(block)}
+        dead = [bit[name] for name in inputs if not block.live_out >> bit[name] & 1 and bit[name] not in ends]
+        only_exits = block.kind == "exit" and not block.instructions
+        return Step(
+            block, function, [bit[n] for n in inputs], [bit[n] for n in outputs], dead, chooser, choice, polls,
+            only_exits, source,
+        )  # fmt: skip
+
+    @staticmethod
+    def _read_at_end(block: Block) -> list[str]:
+        from .control_flow import read
+
+        return [] if block.last is None else list(read(block.last))
+
+    def _check_barrier(self, block: Block) -> None:
+        words = set(block.last.modifiers) - {"sync", "cta", "aligned", "warp"}
+        if "red" in words:
+            words -= {"red", "popc", "and", "or", "u32", "pred"}
+        if words:
+            raise unsupported(block.last.name, self.line_of(block.last.place))
+
+
+@dataclass(slots=True)
+class Launch:
+    """The arguments of one launch."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    parameters: bytes
+    regions: dict[int, Region]
+    trace: object | None
+
+
+class Program:
+    """A PTX module that can be launched on NumPy arrays.
+
+    Args:
+        ptx_text: PTX as NVRTC writes it; with `-lineinfo`, faults and metrics name source lines.
+        sources: {file name: text} of the user's own files. A line of any other file (a CUDA header) is charged to the
+            line that called it. Without sources, files in a toolkit's include folder count as headers.
+
+    Raises:
+        ValueError: if the text is not PTX.
+    """
+
+    def __init__(self, ptx_text: str | bytes, sources: dict[str, str] | None = None):
+        text = ptx_text.decode() if isinstance(ptx_text, bytes) else ptx_text
+        self.module: Module = parse_module(text)
+        self.sources = dict(sources or {})
+        self._own_files = {number for number, name in self.module.files.items() if self._is_own(name)}
+        self.symbols: dict[str, tuple[str, int]] = {}
+        self._regions: dict[int, Region] = {}
+        self._plans: dict[str, Plan] = {}
+        self._next_slot = FIRST_FREE_SLOT
+        self._allocate_variables()
+
+    # --- what is in it ---------------------------------------------------------------------------------------------
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels, in order."""
+        return [name for name, function in self.module.functions.items() if function.entry]
+
+    def parameters(self, name: str) -> list[tuple[str, int, int]]:
+        """(PTX type, size in bytes, alignment) of each parameter. Pointers are u64; structs are b8 with their size."""
+        return [(p.type, p.size, p.align) for p in self._function(name).parameters]
+
+    def variable(self, name: str) -> np.ndarray:
+        """The bytes (uint8, writable) of a `__device__` or `__constant__` variable; they live as long as the program."""
+        if name not in self.symbols:
+            raise KeyError(f"no module variable {name!r}; there are {sorted(self.symbols)}")
+        return self._regions[self.symbols[name][1] >> 40].data
+
+    def _function(self, name: str):
+        function = self.module.functions.get(name)
+        if function is None or not function.entry:
+            raise KeyError(f"no kernel {name!r}; there are {self.kernels}")
+        return function
+
+    # --- source lines ----------------------------------------------------------------------------------------------
+
+    def _is_own(self, name: str) -> bool:
+        if self.sources:
+            return any(name == own or os.path.basename(name) == os.path.basename(own) for own in self.sources)
+        return not re.search(r"[/\\]include[/\\]|\.hpp$", name)
+
+    def line_of(self, place: Place) -> int:
+        """The line of the user's own text that an instruction belongs to; 0 if there is none."""
+        for file, line in ((place.file, place.line), *place.callers):
+            if file in self._own_files:
+                return line
+        return place.line
+
+    # --- module variables ------------------------------------------------------------------------------------------
+
+    def _allocate_variables(self) -> None:
+        for name, variable in self.module.variables.items():
+            if variable.space not in ("global", "const"):
+                continue
+            data = np.zeros(variable.size or 0, np.uint8)
+            data[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
+            base = slot_base(self._next_slot)
+            space = "global" if variable.space == "global" else "constant"
+            self._regions[self._next_slot] = Region(readable(name), base, data, space)
+            self.symbols[name] = (variable.space, base)
+            self._next_slot += 1
+        for name, variable in self.module.variables.items():
+            for offset, target in variable.references:
+                if target not in self.symbols:
+                    raise unsupported(f"address of {target} in the initial value of {name}", 0)
+                data = self._regions[self.symbols[name][1] >> 40].data[offset : offset + 8]
+                data.view(np.uint64)[0] += np.uint64(self.symbols[target][1])
+
+    # --- launching -------------------------------------------------------------------------------------------------
+
+    def plan(self, name: str) -> Plan:
+        """The translated kernel; the first call translates it.
+
+        Raises:
+            NotImplementedError: names an instruction that the emulator does not know, and its source line.
+        """
+        self._function(name)
+        if name not in self._plans:
+            self._plans[name] = Plan(self, name)
+        return self._plans[name]
+
+    def launch(
+        self,
+        name: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence,
+        *,
+        shared_bytes: int = 0,
+        blocks: Sequence[int] | None = None,
+        trace=None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Runs a kernel.
+
+        Args:
+            name: the kernel.
+            grid: blocks in x, y, z (missing ones are 1).
+            block: threads in x, y, z.
+            args: one per parameter: a C-contiguous NumPy array (passed as a pointer, changed in place), a NumPy scalar of
+                the parameter's size, or the parameter's raw bytes.
+            shared_bytes: size of `extern __shared__` memory.
+            blocks: linear numbers (x fastest) of the blocks to run; all if None.
+            trace: a `metrics.Trace` that collects per-line counts, races and unwritten reads.
+            names: what to call the arrays in messages; else "argument 0" ...
+
+        Raises:
+            EmulatorFault: the kernel did something wrong; says what, at which line, in which block and thread.
+            NotImplementedError: an instruction outside what the emulator knows.
+            ValueError, TypeError: an argument or a launch size that no GPU would take.
+        """
+        plan = self.plan(name)
+        launch = self._launch(name, grid, block, args, shared_bytes, trace, names)
+        total = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        numbers = np.arange(total) if blocks is None else np.asarray(blocks, np.int64).reshape(-1)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= total):
+            raise ValueError(f"blocks must lie in 0..{total - 1}")
+        if trace is not None:
+            trace.begin(self, plan, launch)
+        size = max(1, LANES_PER_BATCH // launch.threads)
+        with np.errstate(all="ignore", under="call", call=Underflow.note):
+            for start in range(0, numbers.size, size):
+                Batch(plan, launch, numbers[start : start + size]).run()
+
+    def _launch(self, name: str, grid, block, args, shared_bytes: int, trace, names) -> Launch:
+        grid, block = _dimensions(grid, "grid"), _dimensions(block, "block")
+        threads = block[0] * block[1] * block[2]
+        if threads > MAX_THREADS:
+            raise ValueError(f"block {block} has {threads} threads; a GPU takes at most {MAX_THREADS}")
+        parameters = self._function(name).parameters
+        if len(args) != len(parameters):
+            raise TypeError(f"kernel {name!r} takes {len(parameters)} arguments; {len(args)} were given")
+        regions = dict(self._regions)
+        data = bytearray()
+        slot = self._next_slot
+        for position, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
+            data += bytes(-len(data) % parameter.align)
+            label = names[position] if names else f"argument {position}"
+            if isinstance(value, np.ndarray):
+                region = _array_region(label, slot, value)
+                regions[slot] = region
+                slot += 1
+                raw = region.base.to_bytes(8, "little")
+            elif isinstance(value, np.generic):
+                raw = value.tobytes()
+            elif isinstance(value, (bytes, bytearray, memoryview)):
+                raw = bytes(value)
+            else:
+                raise TypeError(f"{label} of kernel {name!r} is {type(value).__name__}: give a NumPy array or scalar")
+            if len(raw) != parameter.size:
+                raise TypeError(
+                    f"{label} of kernel {name!r} has {len(raw)} bytes; the kernel declares {parameter.size}"
+                )
+            data += raw
+        parameter_bytes = np.frombuffer(bytes(data), np.uint8)
+        regions[PARAMETER_SLOT] = Region("the parameters", slot_base(PARAMETER_SLOT), parameter_bytes, "parameter")
+        return Launch(grid, block, threads, int(shared_bytes), bytes(data), regions, trace)
+
+
+def _dimensions(value: Sequence[int], what: str) -> tuple[int, int, int]:
+    sizes = tuple(int(v) for v in (value if isinstance(value, Sequence) else (value,)))
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
+        raise ValueError(f"{what} must be one to three positive numbers; it is {value}")
+    return (*sizes, *(1,) * (3 - len(sizes)))
+
+
+def _array_region(label: str, slot: int, value: np.ndarray) -> Region:
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{label} must be C-contiguous: a kernel sees memory, not strides")
+    # The address keeps the array's own alignment, so that a view at an odd offset is misaligned here too.
+    start = value.__array_interface__["data"][0] & 15 if value.size else 0
+    return Region(label, slot_base(slot) + start, value.reshape(-1).view(np.uint8))
+
+
+def readable(name: str) -> str:
+    """A variable's name in the source, from its mangled one (`_ZZ4tileE1a`, `_ZN3abcE`)."""
+    parts = re.findall(r"(\d+)([A-Za-z_]\w*)", name) if name.startswith("_Z") else []
+    if not parts:
+        return name
+    length, text = int(parts[-1][0]), parts[-1][1]
+    return text[:length]
+
+
+def _keep_freed_memory() -> None:
+    """Makes malloc keep what NumPy frees: glibc raises its thresholds when a large block is freed once.
+
+    Without this, arrays of 128 KiB and more are mapped and unmapped on every operation, five to ten times slower.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
+_keep_freed_memory()

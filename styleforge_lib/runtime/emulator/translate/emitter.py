@@ -1,0 +1,389 @@
+"""Turns a basic block into the source of a Python function over NumPy values.
+
+A rule per opcode (in the other files of this folder, one per family) asks the `Emitter` for its operands in the type it
+needs, and gives back the expression of its result. Registers are static single assignments here: each definition is a
+fresh Python variable, a move is no code at all, reinterpretation (`.view`) and widening happen once, and every
+variable is deleted after its last use so that dead arrays leave the cache.
+
+Contents: dtypes of PTX types, the registries `RULES` and `HELPERS`, `Modifiers`, `Emitter`, `translate_block`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ..control_flow import Block, Graph
+from ..faults import unsupported
+from ..inline import Flat
+from ..memory import Site
+from ..parse import TYPE_BYTES, Imm, Instruction, Mem, Not, Pair, Reg, Sym, Vec
+
+DTYPES = {
+    **{
+        f"{p}{bits}": np.dtype(f"{kind}{bits // 8}")
+        for p, kind in (("b", "u"), ("u", "u"), ("s", "i"))
+        for bits in (8, 16, 32, 64)
+    },
+    "f16": np.dtype("f2"),
+    "f32": np.dtype("f4"),
+    "f64": np.dtype("f8"),
+    "f16x2": np.dtype("u4"),
+    "bf16": np.dtype("u2"),
+    "bf16x2": np.dtype("u4"),
+    "pred": np.dtype(bool),
+}
+BITS = {name: 8 * TYPE_BYTES[name] for name in DTYPES}
+_DTYPE_NAMES = {dtype: name for name, dtype in (
+    ("U1", np.dtype("u1")), ("U2", np.dtype("u2")), ("U4", np.dtype("u4")), ("U8", np.dtype("u8")),
+    ("I1", np.dtype("i1")), ("I2", np.dtype("i2")), ("I4", np.dtype("i4")), ("I8", np.dtype("i8")),
+    ("F2", np.dtype("f2")), ("F4", np.dtype("f4")), ("F8", np.dtype("f8")), ("BOOL", np.dtype(bool)),
+)}  # fmt: skip
+
+Rule = Callable[["Emitter", Instruction, "Modifiers"], None]
+RULES: dict[str, Rule] = {}
+HELPERS: dict[str, object] = {"np": np, **{name: dtype for dtype, name in _DTYPE_NAMES.items()}}
+_VARIABLE = re.compile(r"\b[vr]\d+\b")
+
+
+def rule(*opcodes: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of some opcodes."""
+
+    def register(function: Rule) -> Rule:
+        for opcode in opcodes:
+            RULES[opcode] = function
+        return function
+
+    return register
+
+
+def helper(function: Callable) -> Callable:
+    """Makes a function callable by its name in translated code."""
+    HELPERS[function.__name__] = function
+    return function
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """The name of a dtype in translated code."""
+    return _DTYPE_NAMES[dtype]
+
+
+class Modifiers:
+    """What follows an opcode's dots; a rule takes what it understands and `finish` refuses the rest."""
+
+    def __init__(self, instruction: Instruction):
+        self.instruction = instruction
+        self.left = list(instruction.modifiers)
+
+    def flag(self, name: str) -> bool:
+        """Takes a modifier if it is there."""
+        if name in self.left:
+            self.left.remove(name)
+            return True
+        return False
+
+    def one_of(self, *names: str, default: str | None = None) -> str | None:
+        """Takes the first modifier that is one of the names."""
+        for position, name in enumerate(self.left):
+            if name in names:
+                return self.left.pop(position)
+        return default
+
+    def type(self, *allowed: str) -> str:
+        """Takes the last type; refuses it unless it is allowed."""
+        for position in range(len(self.left) - 1, -1, -1):
+            if self.left[position] in TYPE_BYTES:
+                kind = self.left.pop(position)
+                if allowed and kind not in allowed:
+                    self.refuse()
+                return kind
+        return self.refuse()
+
+    def finish(self) -> None:
+        """Refuses the instruction if a modifier was not understood."""
+        if self.left:
+            self.refuse()
+
+    def refuse(self, hint: str = ""):
+        """Raises NotImplementedError that names the instruction."""
+        raise unsupported(self.instruction.name, self.instruction.place.line, hint)
+
+
+class KernelCode:
+    """What the blocks of one kernel share: register types, symbols, constants and memory sites."""
+
+    def __init__(self, flat: Flat, graph: Graph, symbols: dict[str, tuple[str, int]], line_of: Callable):
+        self.flat, self.graph, self.symbols, self.line_of = flat, graph, symbols, line_of
+        self.parameters = {p.name: p for p in flat.parameters}
+        self.parameter_offsets: dict[str, int] = {}
+        offset = 0
+        for parameter in flat.parameters:
+            offset = -(-offset // parameter.align) * parameter.align
+            self.parameter_offsets[parameter.name] = offset
+            offset += parameter.size
+        self.parameter_bytes = offset
+        self.namespace: dict[str, object] = dict(HELPERS)
+        self._constants: dict[tuple, str] = {}
+        self.sites: list[Site] = []
+        self.dtypes = self._register_dtypes()
+
+    def _register_dtypes(self) -> dict[str, np.dtype]:
+        """The dtype in which a register crosses from block to block: what most instructions take it for."""
+        votes: dict[str, dict[str, int]] = {}
+        for block in self.graph.blocks:
+            for item in block.instructions:
+                kind = item.modifiers[-1] if item.modifiers else ""
+                if kind[:1] not in ("u", "s", "f") or kind not in DTYPES:
+                    continue
+                for operand in item.operands:
+                    for register in operand.items if isinstance(operand, Vec) else (operand,):
+                        if isinstance(register, Reg):
+                            count = votes.setdefault(register.name, {})
+                            count[kind] = count.get(kind, 0) + 1
+        dtypes = {}
+        for name in self.graph.registers:
+            width = TYPE_BYTES[self.kind(name)]
+            ranked = sorted((-count, kind) for kind, count in votes.get(name, {}).items() if TYPE_BYTES[kind] == width)
+            dtypes[name] = DTYPES[ranked[0][1]] if ranked else DTYPES[self.kind(name)]
+        return dtypes
+
+    def kind(self, register: str) -> str:
+        """The declared type of a register."""
+        if register in self.flat.registers:
+            return self.flat.registers[register]
+        if register == "%carry":
+            return "b32"
+        return "u64" if register.endswith("64") or register == "%globaltimer" else "u32"
+
+    def constant(self, value) -> str:
+        """The name of a constant in translated code."""
+        key = (type(value), value.tobytes()) if isinstance(value, np.generic) else (type(value), id(value))
+        name = self._constants.get(key)
+        if name is None:
+            name = self._constants[key] = f"K{len(self._constants)}"
+            self.namespace[name] = value
+        return name
+
+    def site(self, instruction: Instruction, space: str, verb: str, width: int) -> str:
+        """Registers a memory instruction; returns its name in translated code."""
+        site = Site(len(self.sites), self.line_of(instruction.place), instruction.name, space, verb, width)
+        self.sites.append(site)
+        name = f"SITE{site.number}"
+        self.namespace[name] = site
+        return name
+
+
+class Emitter:
+    """The state of one block's translation."""
+
+    def __init__(self, code: KernelCode, block: Block):
+        self.code, self.block = code, block
+        self.lines: list[str] = []
+        self.inputs: dict[str, str] = {}
+        self.current: dict[str, tuple[str, np.dtype]] = {}
+        self.forms: dict[tuple[str, str], str] = {}
+        self.count = 0
+        self.bases: dict[tuple, str] = {}
+        self.lowest = _lowest_offsets(block)
+
+    # --- code ------------------------------------------------------------------------------------------------------
+
+    def new(self, expression: str) -> str:
+        """Emits `v = expression` and returns v."""
+        self.count += 1
+        name = f"v{self.count}"
+        self.lines.append(f"{name} = {expression}")
+        return name
+
+    def line(self, statement: str) -> None:
+        """Emits a statement."""
+        self.lines.append(statement)
+
+    def form(self, variable: str, key: str, expression: str) -> str:
+        """A derived form of a value (a view, a wider copy), made once per block."""
+        found = self.forms.get((variable, key))
+        if found is None:
+            found = self.forms[variable, key] = self.new(expression)
+        return found
+
+    # --- operands --------------------------------------------------------------------------------------------------
+
+    def register(self, name: str) -> tuple[str, np.dtype]:
+        """A register's variable and dtype at this point of the block."""
+        found = self.current.get(name)
+        if found is None:
+            variable = f"r{self.code.graph.bit[name]}"
+            self.inputs[name] = variable
+            found = self.current[name] = (variable, self.code.dtypes[name])
+        return found
+
+    def use(self, operand, kind: str) -> str:
+        """An operand as a value of a PTX type's dtype; a wider register gives its low bits."""
+        dtype = DTYPES[kind]
+        if isinstance(operand, Reg):
+            variable, have = self.register(operand.name)
+            return self.as_dtype(variable, have, dtype)
+        if isinstance(operand, Imm):
+            return self.literal(operand, dtype)
+        if isinstance(operand, Not):
+            variable, _ = self.register(operand.reg.name)
+            return self.form(variable, "not", f"~{variable}")
+        if isinstance(operand, Sym):
+            return self.literal(Imm(self.address_of(operand), "int"), dtype)
+        if isinstance(operand, Mem) and isinstance(operand.base, Sym):
+            return self.literal(Imm(self.address_of(operand.base) + operand.offset, "int"), dtype)
+        raise ValueError(f"PTX operand {operand} is not a value")
+
+    def bits(self, operand, width: int) -> tuple[str, np.dtype]:
+        """An operand of any type that is `width` bytes wide, in whatever dtype it is at hand."""
+        if isinstance(operand, Reg):
+            variable, have = self.register(operand.name)
+            if have.itemsize == width:
+                return variable, have
+        if isinstance(operand, Imm) and operand.kind != "int" and width in (4, 8):
+            dtype = np.dtype(f"f{width}")
+            return self.literal(operand, dtype), dtype
+        kind = f"b{8 * width}"
+        return self.use(operand, kind), DTYPES[kind]
+
+    def as_dtype(self, variable: str, have: np.dtype, want: np.dtype) -> str:
+        """Reinterprets a value, or cuts it to its low bits."""
+        if have == want:
+            return variable
+        name = dtype_name(want)
+        if have.itemsize == want.itemsize:
+            return self.form(variable, name, f"{variable}.view({name})")
+        if have.itemsize < want.itemsize:
+            raise ValueError(f"PTX reads {want.itemsize} bytes of a register of {have.itemsize}")
+        low = f"u{want.itemsize}"
+        if have.kind == "f":
+            variable = self.as_dtype(variable, have, np.dtype(f"u{have.itemsize}"))
+        cut = self.form(variable, "cut" + low, f"{variable}.astype({dtype_name(np.dtype(low))})")
+        return self.as_dtype(cut, np.dtype(low), want)
+
+    def literal(self, operand: Imm, dtype: np.dtype) -> str:
+        """A literal as a constant of a dtype."""
+        if dtype == np.dtype(bool):
+            return self.code.constant(np.bool_(operand.value))
+        value = operand.value
+        if operand.kind == "f64" and dtype == np.dtype("f4"):
+            return self.code.constant(np.array(value, np.uint64).view(np.float64).astype(np.float32)[()])
+        if operand.kind == "int" and dtype.kind == "f":
+            value = (
+                operand.value if dtype.itemsize == 2 else int(np.array(float(value), dtype).view(f"u{dtype.itemsize}"))
+            )
+        raw = np.array(value & ((1 << (8 * dtype.itemsize)) - 1), f"u{dtype.itemsize}")
+        return self.code.constant(raw.view(dtype)[()])
+
+    def constant(self, value, kind: str) -> str:
+        """A Python number as a constant of a PTX type."""
+        return self.code.constant(DTYPES[kind].type(value))
+
+    def address_of(self, symbol: Sym) -> int:
+        """The address of a variable within its own space."""
+        found = self.code.symbols.get(symbol.name)
+        if found is None:
+            raise unsupported(f"address of {symbol.name}", self.line_number, "Function pointers are not emulated.")
+        return found[1]
+
+    def set(self, operand, variable: str, kind: str) -> None:
+        """Makes a value the register's; one narrower than the register is extended by its own signedness."""
+        if operand is None:
+            return
+        if not isinstance(operand, Reg):
+            raise ValueError(f"PTX result {operand} is not a register")
+        dtype = DTYPES[kind]
+        width = TYPE_BYTES[self.code.kind(operand.name)]
+        if dtype.itemsize < width and kind != "pred":
+            if dtype.kind == "f":
+                variable, dtype = (
+                    self.as_dtype(variable, dtype, np.dtype(f"u{dtype.itemsize}")),
+                    np.dtype(f"u{dtype.itemsize}"),
+                )
+            wide = np.dtype(f"{dtype.kind}{width}")
+            variable, dtype = self.new(f"{variable}.astype({dtype_name(wide)})"), wide
+        self.current[operand.name] = (variable, dtype)
+
+    def set_expression(self, operand, expression: str, kind: str) -> None:
+        """Emits an expression and makes it the register's value."""
+        self.set(operand, self.new(expression), kind)
+
+    @property
+    def line_number(self) -> int:
+        """Source line of the instruction being translated."""
+        return self.code.line_of(self.instruction.place)
+
+    # --- the whole block -------------------------------------------------------------------------------------------
+
+    def run(self) -> tuple[str, list[str], list[str]]:
+        """Translates; returns the function's source, and the registers it takes and gives."""
+        for instruction in self.block.instructions:
+            self.instruction = instruction
+            found = RULES.get(instruction.opcode)
+            modifiers = Modifiers(instruction)
+            if found is None:
+                raise unsupported(instruction.name, self.line_number)
+            try:
+                found(self, instruction, modifiers)
+            except NotImplementedError:
+                raise unsupported(instruction.name, self.line_number) from None
+            except ValueError as error:
+                raise unsupported(instruction.name, self.line_number, str(error)) from error
+        outputs, values = [], []
+        wanted = self.block.live_out | self._read_by_end()
+        for name, (variable, dtype) in self.current.items():
+            if wanted >> self.code.graph.bit[name] & 1 and variable != self.inputs.get(name):
+                outputs.append(name)
+                values.append(self.as_dtype(variable, dtype, self.code.dtypes[name]))
+        self.line(f"return ({', '.join(values)}{',' if values else ''})")
+        name = f"block_{self.block.index}"
+        head = f"def {name}({', '.join(['m', 'L', *self.inputs.values()])}):"
+        return "\n    ".join([head, *_with_deletions(self.lines)]), list(self.inputs), outputs
+
+    def _read_by_end(self) -> int:
+        """Registers that the block's end reads: a branch's predicate, a barrier's operands."""
+        from ..control_flow import read
+
+        mask = 0
+        if self.block.last is not None:
+            for name in read(self.block.last):
+                mask |= 1 << self.code.graph.bit[name]
+        return mask
+
+
+def _with_deletions(lines: list[str]) -> Iterator[str]:
+    """Adds `del` after each variable's last use."""
+    last: dict[str, int] = {}
+    found = []
+    for number, line in enumerate(lines):
+        names = set(_VARIABLE.findall(line))
+        found.append(names)
+        for name in names:
+            last[name] = number
+    for number, line in enumerate(lines[:-1]):
+        dead = sorted(name for name in found[number] if last[name] == number)
+        yield f"{line}; del {', '.join(dead)}" if dead else line
+    yield lines[-1]
+
+
+def _lowest_offsets(block: Block) -> dict[str, int]:
+    """For each base register of the block, the least constant offset it is used with (0 at most)."""
+    lowest: dict[str, int] = {}
+    for instruction in block.instructions:
+        for operand in instruction.operands:
+            if isinstance(operand, Mem) and isinstance(operand.base, Reg):
+                lowest[operand.base.name] = min(lowest.get(operand.base.name, 0), operand.offset)
+    return lowest
+
+
+def translate_block(code: KernelCode, block: Block) -> tuple[Callable, list[str], list[str], str]:
+    """Translates one block; returns the function, the registers it takes and gives, and its source."""
+    source, inputs, outputs = Emitter(code, block).run()
+    scope: dict[str, object] = {}
+    exec(compile(source, f"<ptx {code.flat.name} block {block.index}>", "exec"), code.namespace, scope)
+    return scope[f"block_{block.index}"], inputs, outputs, source
+
+
+__all__ = ["Emitter", "KernelCode", "Modifiers", "Pair", "helper", "rule", "translate_block"]

@@ -1,0 +1,458 @@
+"""float32 and float64 arithmetic, exactly rounded, with PTX's rounding modes.
+
+NumPy rounds +, -, *, / and sqrt to nearest as IEEE 754 and PTX (.rn) do. The rest is built on float64:
+
+- fused multiply-add of float32: the product of two float32 is exact in float64, so `float32(float64(a) * b + c)` rounds
+  twice only in the sum. Twice rounded goes wrong only where the float64 sum sits exactly between two float32 numbers;
+  such lanes are found by their bits and repaired with the sum's error term (Knuth's TwoSum), rounding to odd
+  (Boldo and Melquiond 2008).
+- directed rounding (.rz .rm .rp): round to nearest, compare with the exact result, step to the neighbour if needed.
+- fused multiply-add of float64: Boldo and Melquiond's algorithm, with Python's fractions where exponents are extreme.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from .comparisons import operand
+from .emitter import HELPERS, dtype_name, helper, rule
+from .integers import integer_add, integer_divide, integer_extreme, integer_sign
+
+F4, F8 = np.float32, np.float64
+_MIDPOINT = np.int32(-(2**31))
+_THREE = np.int32(3)
+_TWO_SUM_SAFE = 2.0**1000
+
+
+class Underflow:
+    """Whether the last conversion to float32 gave an inexact subnormal; NumPy calls `note` (see `schedule`)."""
+
+    seen = False
+
+    @classmethod
+    def note(cls, _kind: str, _flag: int) -> None:
+        """NumPy's error callback."""
+        cls.seen = True
+
+
+# --- fused multiply-add, float32 ---------------------------------------------------------------------------------------
+
+
+@helper
+def fma32(a, b, c):
+    """float32 of a * b + c, rounded once; operands are float64 that hold float32 values."""
+    product = a * b
+    total = product + c
+    Underflow.seen = False
+    if not isinstance(total, np.ndarray):
+        result = F4(total)
+        if (int(total.view(np.uint64)) & 0x1FFFFFFF) != 0x10000000 and not Underflow.seen:
+            return result
+        return _repaired(np.array([product]), np.array([c]), np.array([total]), "rn")[0]
+    bits = total.view(np.int32)
+    scratch = product.view(np.int32) if product.shape == total.shape else None
+    shifted = np.left_shift(bits, _THREE, out=scratch)
+    tie = shifted.min() == _MIDPOINT
+    result = total.astype(F4)
+    if tie or Underflow.seen:
+        return _repaired_where_needed(a, b, c, total, result)
+    return result
+
+
+def _repaired_where_needed(a, b, c, total, result):
+    """Redoes the lanes whose float64 sum lies between two float32 numbers, or is subnormal there."""
+    doubtful = (total.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
+    doubtful |= (np.abs(total) < 2.0**-125) & (total != 0)
+    doubtful &= np.isfinite(total)
+    if doubtful.any():
+        shape = total.shape
+        a, b, c = (np.broadcast_to(value, shape)[doubtful] for value in (a, b, c))
+        result[doubtful] = _repaired(a * b, c, total[doubtful], "rn")
+    return result
+
+
+def _two_sum_error(a, b, total):
+    """a + b - total, exactly (Knuth)."""
+    from_b = total - a
+    return (a - (total - from_b)) + (b - from_b)
+
+
+def _repaired(a, b, total, mode: str):
+    """float32 of a + b under a rounding mode, where total is their float64 sum."""
+    error = _two_sum_error(a, b, total)
+    error = np.where(np.isfinite(total), error, 0.0)
+    if mode == "rn":
+        return _to_odd(total, error).astype(F4)
+    return _directed(total.astype(F4), total, error, mode)
+
+
+def _to_odd(total, error):
+    """Where the sum was inexact, the neighbour with an odd last bit: rounding that again cannot go wrong."""
+    even = (total.view(np.int64) & 1) == 0
+    neighbour = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where((error != 0) & even, neighbour, total)
+
+
+def _directed(nearest, total, error, mode: str):
+    """The float32 on the wanted side of total + error, given the nearest one."""
+    wide = nearest.astype(F8)
+    above = (wide > total) | ((wide == total) & (error < 0))
+    below = (wide < total) | ((wide == total) & (error > 0))
+    down, up = np.array(-np.inf, nearest.dtype), np.array(np.inf, nearest.dtype)
+    lower = np.where(above, np.nextafter(nearest, down), nearest)
+    upper = np.where(below, np.nextafter(nearest, up), nearest)
+    if mode == "rm":
+        result = lower
+    elif mode == "rp":
+        result = upper
+    else:
+        result = np.where(np.signbit(nearest), upper, lower)
+    # An infinity that came from rounding, not from the operands, steps back above; a true one stays.
+    return np.where(np.isfinite(total), result, nearest)
+
+
+@helper
+def rounded_sum(a, b, mode):
+    """float32 of a + b under .rz .rm .rp; float64 operands that hold float32 values or their products."""
+    total = np.asarray(a + b)
+    result = _repaired(np.asarray(a), np.asarray(b), total, mode)
+    if mode == "rm":  # x + (-x) is -0 when rounding down
+        zero = (total == 0) & ~(np.signbit(a) == np.signbit(b))
+        result = np.where(zero & (np.asarray(a) == -np.asarray(b)), F4(-0.0), result)
+    return result.astype(F4)[()]
+
+
+@helper
+def rounded_product(a, b, mode):
+    """float32 of a * b under .rz .rm .rp."""
+    total = np.asarray(a * b)
+    return _directed(total.astype(F4), total, np.zeros_like(total), mode).astype(F4)[()]
+
+
+@helper
+def rounded_quotient(a, b, mode):
+    """float32 of a / b under .rz .rm .rp: the remainder's sign tells on which side the nearest lies."""
+    a, b = np.asarray(a), np.asarray(b)
+    nearest = (a / b).astype(F4)
+    remainder = a - nearest.astype(F8) * b  # exact: 24 bits times 24 bits
+    error = np.where(np.isfinite(nearest) & (b != 0) & np.isfinite(b), remainder * np.sign(b), 0.0)
+    wide = nearest.astype(F8)
+    total = np.where(np.isfinite(wide), wide, a / b)
+    return _directed(nearest, total, error, mode).astype(F4)[()]
+
+
+@helper
+def rounded_root(a, mode):
+    """float32 of sqrt(a) under .rz .rm .rp."""
+    a = np.asarray(a)
+    nearest = np.sqrt(a).astype(F4)
+    wide = nearest.astype(F8)
+    error = np.where(np.isfinite(wide), a - wide * wide, 0.0)
+    return _directed(nearest, wide, error, mode).astype(F4)[()]
+
+
+# --- float64 -----------------------------------------------------------------------------------------------------------
+
+
+def _two_product(a, b):
+    product = a * b
+    split = 134217729.0
+    ah = a * split
+    ah = ah - (ah - a)
+    bh = b * split
+    bh = bh - (bh - b)
+    al, bl = a - ah, b - bh
+    return product, ((ah * bh - product) + ah * bl + al * bh) + al * bl
+
+
+@helper
+def fma64(a, b, c, mode="rn"):
+    """float64 of a * b + c, rounded once."""
+    shape = np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(c))
+    a, b, c = (np.broadcast_to(np.asarray(value, F8), shape).reshape(-1) for value in (a, b, c))
+    high, low = _two_product(a, b)
+    first, rest = c + low, _two_sum_error(c, low, c + low)
+    total = high + first
+    tail = _two_sum_error(high, first, total)
+    odd = tail + rest
+    error = _two_sum_error(tail, rest, odd)
+    result = total + _to_odd(odd, error)
+    size = np.maximum(np.abs(high), np.abs(c))
+    plain = np.isfinite(total) & (size < _TWO_SUM_SAFE) & (np.abs(a) < 2.0**500) & (np.abs(b) < 2.0**500)
+    plain &= ((np.abs(high) > 2.0**-900) | (a == 0) | (b == 0)) & (mode == "rn")
+    special = ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
+    result = np.where(special | (a == 0) | (b == 0), a * b + c, result)
+    plain |= special
+    for place in np.flatnonzero(~plain):
+        x, y, z = float(a[place]), float(b[place]), float(c[place])
+        result[place] = _round_fraction(Fraction(x) * Fraction(y) + Fraction(z), mode, x * y + z)
+    return result.reshape(shape)[()]
+
+
+def _round_fraction(exact: Fraction, mode: str, fallback: float) -> float:
+    """The float64 of an exact value under a rounding mode; `fallback` gives the sign of an exact zero."""
+    if exact == 0:
+        return -0.0 if mode == "rm" and fallback == 0 else fallback if fallback == 0 else 0.0
+    try:
+        nearest = float(exact)
+    except OverflowError:
+        nearest = np.inf if exact > 0 else -np.inf
+    if mode == "rn":
+        return nearest
+    above = nearest == np.inf or (nearest != -np.inf and Fraction(nearest) > exact)
+    below = nearest == -np.inf or (nearest != np.inf and Fraction(nearest) < exact)
+    if above and (mode == "rm" or (mode == "rz" and exact > 0)):
+        return float(np.nextafter(nearest, -np.inf))
+    if below and (mode == "rp" or (mode == "rz" and exact < 0)):
+        return float(np.nextafter(nearest, np.inf))
+    return nearest
+
+
+@helper
+def rounded64(a, b, operation, mode):
+    """float64 add, mul, div or sqrt under .rz .rm .rp, lane by lane in exact fractions."""
+    shape = np.broadcast_shapes(np.shape(a), np.shape(b))
+    x, y = (np.broadcast_to(np.asarray(value, F8), shape).reshape(-1) for value in (a, b))
+    plain = {"add": x + y, "mul": x * y, "div": x / y, "sqrt": np.sqrt(x)}[operation]
+    result = plain.copy()
+    inputs = np.isfinite(x) & np.isfinite(y) & ~((y == 0) & (operation == "div")) & ~np.isnan(plain)
+    for place in np.flatnonzero(inputs):
+        p, q = Fraction(float(x[place])), Fraction(float(y[place]))
+        if operation == "sqrt":
+            result[place] = _root_fraction(p, float(plain[place]), mode)
+            continue
+        exact = p + q if operation == "add" else p * q if operation == "mul" else p / q
+        result[place] = _round_fraction(exact, mode, float(plain[place]))
+    return result.reshape(shape)[()]
+
+
+def _root_fraction(value: Fraction, nearest: float, mode: str) -> float:
+    square = Fraction(nearest) ** 2
+    if square > value and mode in ("rm", "rz"):
+        return float(np.nextafter(nearest, -np.inf))
+    if square < value and mode == "rp":
+        return float(np.nextafter(nearest, np.inf))
+    return nearest
+
+
+# --- rules -------------------------------------------------------------------------------------------------------------
+
+
+def wide(e, name: str) -> str:
+    """A float32 value as float64, converted once per block."""
+    return e.form(name, "F8", f"{name}.astype(F8)")
+
+
+@helper
+def saturate(value):
+    """Clamps to [0, 1]; NaN gives +0."""
+    clamped = np.minimum(np.fmax(value, value.dtype.type(0)), value.dtype.type(1))
+    return clamped + value.dtype.type(0)  # -0 becomes +0
+
+
+def finish(e, target, expression: str, kind: str, ftz: bool, sat: bool) -> None:
+    """Flushes and saturates a float result as the instruction says, and sets the register."""
+    if ftz:
+        expression = f"flush({expression})"
+    if sat:
+        expression = f"saturate({expression})"
+    e.set_expression(target, expression, kind)
+
+
+def _mode(m, kind: str):
+    rounding = m.one_of("rn", "rz", "rm", "rp", default="rn")
+    ftz, sat = m.flag("ftz"), m.flag("sat")
+    if kind == "f64" and (ftz or sat):
+        m.refuse()
+    return rounding, ftz, sat
+
+
+def float_binary(e, ins, m) -> None:
+    """add, sub and mul of floats."""
+    from .halves import half_binary
+
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
+        half_binary(e, ins, m)
+        return
+    kind = m.type("f32", "f64")
+    rounding, ftz, sat = _mode(m, kind)
+    m.finish()
+    a, b = (operand(e, value, kind, ftz) for value in ins.operands[1:3])
+    if rounding == "rn":
+        sign = {"add": "+", "sub": "-", "mul": "*"}[ins.opcode]
+        expression = f"{a} {sign} {b}"
+    elif kind == "f64":
+        b = f"-{b}" if ins.opcode == "sub" else b
+        expression = f"rounded64({a}, {b}, {'mul' if ins.opcode == 'mul' else 'add'!r}, {rounding!r})"
+    else:
+        a, b = wide(e, a), wide(e, b)
+        b = f"-{b}" if ins.opcode == "sub" else b
+        expression = f"rounded_{'product' if ins.opcode == 'mul' else 'sum'}({a}, {b}, {rounding!r})"
+    finish(e, ins.operands[0], expression, kind, ftz, sat)
+
+
+@rule("add", "sub")
+def _add(e, ins, m):
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64") for kind in m.left):
+        float_binary(e, ins, m)
+    else:
+        integer_add(e, ins, m, "+" if ins.opcode == "add" else "-")
+
+
+def fused(e, ins, m) -> None:
+    """fma and mad of floats."""
+    from .halves import half_fused
+
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
+        half_fused(e, ins, m)
+        return
+    kind = m.type("f32", "f64")
+    rounding, ftz, sat = _mode(m, kind)
+    m.finish()
+    a, b, c = (operand(e, value, kind, ftz) for value in ins.operands[1:4])
+    if kind == "f64":
+        expression = f"fma64({a}, {b}, {c}, {rounding!r})"
+    else:
+        a, b, c = wide(e, a), wide(e, b), wide(e, c)
+        expression = f"fma32({a}, {b}, {c})" if rounding == "rn" else f"rounded_sum({a} * {b}, {c}, {rounding!r})"
+    finish(e, ins.operands[0], expression, kind, ftz, sat)
+
+
+@rule("fma")
+def _fma(e, ins, m):
+    fused(e, ins, m)
+
+
+@rule("div")
+def _div(e, ins, m):
+    if not any(kind in ("f32", "f64") for kind in m.left):
+        integer_divide(e, ins, m)
+        return
+    kind = m.type("f32", "f64")
+    approximate = m.one_of("approx", "full")
+    rounding, ftz, sat = _mode(m, kind)
+    m.finish()
+    if (approximate and kind == "f64") or sat:
+        m.refuse()
+    a, b = (operand(e, value, kind, ftz) for value in ins.operands[1:3])
+    if rounding == "rn":
+        expression = f"{a} / {b}"
+    elif kind == "f64":
+        expression = f"rounded64({a}, {b}, 'div', {rounding!r})"
+    else:
+        expression = f"rounded_quotient({wide(e, a)}, {wide(e, b)}, {rounding!r})"
+    finish(e, ins.operands[0], expression, kind, ftz, sat)
+
+
+@rule("rcp", "sqrt")
+def _reciprocal_or_root(e, ins, m):
+    kind = m.type("f32", "f64")
+    m.flag("approx")
+    rounding = m.one_of("rn", "rz", "rm", "rp", default="rn")
+    ftz = m.flag("ftz")
+    m.finish()
+    a = operand(e, ins.operands[1], kind, ftz and kind == "f32")
+    one = e.constant(1.0, kind)
+    root = ins.opcode == "sqrt"
+    if rounding == "rn":
+        expression = f"np.sqrt({a})" if root else f"{one} / {a}"
+    elif kind == "f64":
+        expression = (
+            f"rounded64({a}, {a}, 'sqrt', {rounding!r})" if root else f"rounded64({one}, {a}, 'div', {rounding!r})"
+        )
+    elif root:
+        expression = f"rounded_root({wide(e, a)}, {rounding!r})"
+    else:
+        expression = f"rounded_quotient({e.constant(1.0, 'f64')}, {wide(e, a)}, {rounding!r})"
+    finish(e, ins.operands[0], expression, kind, ftz and kind == "f32", False)
+
+
+@rule("abs", "neg")
+def _sign(e, ins, m):
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
+        from .halves import half_sign
+
+        half_sign(e, ins, m)
+        return
+    if not any(kind in ("f32", "f64") for kind in m.left):
+        integer_sign(e, ins, m)
+        return
+    kind = m.type("f32", "f64")
+    ftz = m.flag("ftz")
+    m.finish()
+    a = operand(e, ins.operands[1], kind, ftz)
+    e.set_expression(ins.operands[0], f"-{a}" if ins.opcode == "neg" else f"np.abs({a})", kind)
+
+
+@rule("min", "max")
+def _extreme(e, ins, m):
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
+        from .halves import half_extreme
+
+        half_extreme(e, ins, m)
+        return
+    if not any(kind in ("f32", "f64") for kind in m.left):
+        integer_extreme(e, ins, m)
+        return
+    kind = m.type("f32", "f64")
+    ftz, propagate = m.flag("ftz"), m.flag("NaN")
+    m.finish()
+    names = [operand(e, value, kind, ftz) for value in ins.operands[1:]]
+    result = names[0]
+    for other in names[1:]:
+        result = e.new(_extreme_expression(e, ins.opcode, result, other, kind, propagate))
+    e.set(ins.operands[0], result, kind)
+
+
+def _extreme_expression(e, opcode: str, a: str, b: str, kind: str, propagate: bool) -> str:
+    for x, y in ((a, b), (b, a)):
+        constant = e.code.namespace.get(y) if y.startswith("K") else None
+        if opcode == "max" and not propagate and constant is not None and constant == 0 and not np.signbit(constant):
+            return f"np.fmax({x}, {y}) + {y}"  # ReLU: adding +0 turns -0 into +0
+    return f"extreme({a}, {b}, {opcode == 'max'}, {propagate})"
+
+
+@helper
+def extreme(a, b, largest, propagate):
+    """min or max: NaN loses (or wins, .NaN), and -0 is less than +0."""
+    function = (np.maximum if propagate else np.fmax) if largest else (np.minimum if propagate else np.fmin)
+    result = function(a, b)
+    zero = result == 0
+    if zero.any():
+        # of two zeros, max takes the sign bit both have, min the one either has; a lone zero is its own answer
+        both = zero & (a == 0) & (b == 0)
+        negative = (np.signbit(a) & np.signbit(b)) if largest else (np.signbit(a) | np.signbit(b))
+        signed = np.where(negative, result.dtype.type(-0.0), result.dtype.type(0.0))
+        result = np.where(both, signed, result)[()]
+    return result
+
+
+@rule("copysign")
+def _copysign(e, ins, m):
+    kind = m.type("f32", "f64")
+    m.finish()
+    sign, size = (e.use(value, kind) for value in ins.operands[1:3])
+    e.set_expression(ins.operands[0], f"np.copysign({size}, {sign})", kind)
+
+
+@rule("testp")
+def _testp(e, ins, m):
+    test = m.one_of("finite", "infinite", "number", "notanumber", "normal", "subnormal") or m.refuse()
+    kind = m.type("f32", "f64")
+    m.finish()
+    a = e.use(ins.operands[1], kind)
+    tiny = e.constant(2.0**-126 if kind == "f32" else 2.0**-1022, kind)
+    expression = {
+        "finite": f"np.isfinite({a})",
+        "infinite": f"np.isinf({a})",
+        "number": f"{a} == {a}",
+        "notanumber": f"{a} != {a}",
+        "normal": f"np.isfinite({a}) & (np.abs({a}) >= {tiny})",
+        "subnormal": f"(np.abs({a}) < {tiny}) & ({a} != 0)",
+    }[test]
+    e.set_expression(ins.operands[0], expression, "pred")
+
+
+__all__ = ["HELPERS", "dtype_name", "finish", "float_binary", "fused", "wide"]

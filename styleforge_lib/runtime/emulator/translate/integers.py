@@ -1,0 +1,548 @@
+"""Integer arithmetic, logic, shifts and bit fields.
+
+NumPy's integers wrap as PTX's do. Where PTX and NumPy differ (division rounds to zero, shifts clamp, the high half of
+a product) a helper says how.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .emitter import BITS, DTYPES, dtype_name, helper, rule
+
+_INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
+_WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
+
+
+def _number(value, like):
+    return like.dtype.type(value)
+
+
+# --- add, sub, mul, mad ------------------------------------------------------------------------------------------------
+
+
+def integer_add(e, ins, m, sign: str) -> None:
+    """add and sub of integers; .sat of s32, .cc and the carry-in forms too."""
+    kind = m.type(*_INTEGERS)
+    saturate, carry_out = m.flag("sat"), m.flag("cc")
+    carry_in = ins.opcode in ("addc", "subc")
+    m.finish()
+    a, b = e.use(ins.operands[1], kind), e.use(ins.operands[2], kind)
+    if saturate:
+        if kind != "s32":
+            m.refuse()
+        e.set_expression(ins.operands[0], f"saturated({a}, {b}, {sign == '+'})", kind)
+        return
+    if not (carry_in or carry_out):
+        e.set_expression(ins.operands[0], f"{a} {sign} {b}", kind)
+        return
+    unsigned = "u" + kind[1:]
+    a, b = e.use(ins.operands[1], unsigned), e.use(ins.operands[2], unsigned)
+    carry = e.use(_CARRY, "u32") if carry_in else e.constant(0, "u32")
+    both = e.new(f"with_carry({a}, {b}, {carry}, {sign == '+'})")
+    e.set_expression(ins.operands[0], f"{both}[0]", unsigned)
+    if carry_out:
+        e.set_expression(_CARRY, f"{both}[1]", "u32")
+
+
+def _carry_register():
+    from ..parse import Reg
+
+    return Reg("%carry")
+
+
+_CARRY = _carry_register()
+
+
+@helper
+def with_carry(a, b, carry, adding):
+    """Sum or difference with carry-in, and the carry (borrow) out as 0 or 1."""
+    carry = carry.astype(a.dtype)
+    first = a + b if adding else a - b
+    out = (first < a) if adding else (a < b)
+    total = first + carry if adding else first - carry
+    out = out | ((total < first) if adding else (first < carry))
+    return total, np.uint32(out) if not isinstance(out, np.ndarray) else out.astype(np.uint32)
+
+
+@helper
+def saturated(a, b, adding):
+    """s32 sum or difference, clamped."""
+    wide = a.astype(np.int64) + b.astype(np.int64) if adding else a.astype(np.int64) - b.astype(np.int64)
+    return np.clip(wide, -(2**31), 2**31 - 1).astype(np.int32)
+
+
+@rule("addc", "subc")
+def _with_carry(e, ins, m):
+    integer_add(e, ins, m, "+" if ins.opcode == "addc" else "-")
+
+
+def product(e, ins, m, kind: str, half: str) -> tuple[str, str]:
+    """The expression of a product's low half, high half or full width, and its type."""
+    a, b = e.use(ins.operands[1], kind), e.use(ins.operands[2], kind)
+    if half == "lo":
+        return f"{a} * {b}", kind
+    if half == "wide":
+        if kind not in _WIDER:
+            m.refuse()
+        name = dtype_name(DTYPES[_WIDER[kind]])
+        wide_a, wide_b = (e.form(v, name, f"{v}.astype({name})") for v in (a, b))
+        return f"{wide_a} * {wide_b}", _WIDER[kind]
+    if kind in _WIDER:
+        wide = _WIDER[kind]
+        name = dtype_name(DTYPES[wide])
+        wide_a, wide_b = (e.form(v, name, f"{v}.astype({name})") for v in (a, b))
+        shift = e.constant(BITS[kind], wide)
+        return f"(({wide_a} * {wide_b}) >> {shift}).astype({dtype_name(DTYPES[kind])})", kind
+    return f"high_64({a}, {b})", kind
+
+
+@helper
+def high_64(a, b):
+    """High 64 bits of a 64 by 64 bit product, signed or unsigned by the operands' dtype."""
+    signed = a.dtype.kind == "i"
+    x, y = a.view(np.uint64), b.view(np.uint64)
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    x0, x1, y0, y1 = x & mask, x >> half, y & mask, y >> half
+    middle = x1 * y0 + ((x0 * y0) >> half)
+    other = x0 * y1 + (middle & mask)
+    high = x1 * y1 + (middle >> half) + (other >> half)
+    if signed:
+        high = high - np.where(a < 0, y, np.uint64(0)) - np.where(b < 0, x, np.uint64(0))
+    high = high.view(a.dtype)
+    return high[()] if high.ndim == 0 else high
+
+
+@rule("mul")
+def _mul(e, ins, m):
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64") for kind in m.left):
+        from .floats import float_binary
+
+        float_binary(e, ins, m)
+        return
+    kind = m.type(*_INTEGERS)
+    half = m.one_of("lo", "hi", "wide") or m.refuse()
+    m.finish()
+    expression, result = product(e, ins, m, kind, half)
+    e.set_expression(ins.operands[0], expression, result)
+
+
+@rule("mad", "madc")
+def _mad(e, ins, m):
+    if any(kind in ("f32", "f64") for kind in m.left):
+        from .floats import fused
+
+        fused(e, ins, m)
+        return
+    kind = m.type(*_INTEGERS)
+    half = m.one_of("lo", "hi", "wide") or m.refuse()
+    saturate, carry_out = m.flag("sat"), m.flag("cc")
+    m.finish()
+    expression, result = product(e, ins, m, kind, half)
+    if saturate:
+        if kind != "s32" or half != "hi":
+            m.refuse()
+        high = e.new(expression)
+        e.set_expression(ins.operands[0], f"saturated({high}, {e.use(ins.operands[3], 's32')}, True)", "s32")
+        return
+    if carry_out or ins.opcode == "madc":
+        unsigned = "u" + result[1:]
+        value = e.as_dtype(e.new(expression), DTYPES[result], DTYPES[unsigned])
+        carry = e.use(_CARRY, "u32") if ins.opcode == "madc" else e.constant(0, "u32")
+        both = e.new(f"with_carry({value}, {e.use(ins.operands[3], unsigned)}, {carry}, True)")
+        e.set_expression(ins.operands[0], f"{both}[0]", unsigned)
+        if carry_out:
+            e.set_expression(_CARRY, f"{both}[1]", "u32")
+        return
+    e.set_expression(ins.operands[0], f"{expression} + {e.use(ins.operands[3], result)}", result)
+
+
+@rule("mul24", "mad24")
+def _mul24(e, ins, m):
+    kind = m.type("u32", "s32")
+    half = m.one_of("lo") or m.refuse()
+    m.finish()
+    a, b = (f"low_24({e.use(value, kind)})" for value in ins.operands[1:3])
+    expression = f"{a} * {b}" if half == "lo" else m.refuse()
+    if ins.opcode == "mad24":
+        expression += f" + {e.use(ins.operands[3], kind)}"
+    e.set_expression(ins.operands[0], expression, kind)
+
+
+@helper
+def low_24(value):
+    """The low 24 bits, sign-extended if the dtype is signed."""
+    eight = _number(8, value)
+    return (value << eight) >> eight
+
+
+@rule("sad")
+def _sad(e, ins, m):
+    kind = m.type(*_INTEGERS)
+    m.finish()
+    a, b, c = (e.use(value, kind) for value in ins.operands[1:4])
+    e.set_expression(ins.operands[0], f"{c} + select({a} < {b}, {b} - {a}, {a} - {b})", kind)
+
+
+# --- division, sign, extremes ------------------------------------------------------------------------------------------
+
+
+@helper
+def quotient(a, b):
+    """Division rounded to zero; by zero it gives all ones, as on a GPU."""
+    zero = b == 0
+    if zero.any():
+        b = select_one(zero, b)
+    q = a // b
+    if a.dtype.kind == "i":
+        q = q + ((q * b != a) & ((a < 0) != (b < 0))).astype(a.dtype)
+    if zero.any():
+        q = np.where(zero, _number(0, q) - _number(1, q), q)
+    return q[()] if q.ndim == 0 else q
+
+
+def select_one(zero, b):
+    """Replaces a zero divisor by one."""
+    replaced = np.where(zero, b.dtype.type(1), b)
+    return replaced[()] if replaced.ndim == 0 else replaced
+
+
+@helper
+def remainder(a, b):
+    """Remainder with the dividend's sign; by zero it gives the dividend."""
+    zero = b == 0
+    if zero.any():
+        b = select_one(zero, b)
+    r = np.fmod(a, b)
+    if zero.any():
+        r = np.where(zero, a, r)
+    return r[()] if r.ndim == 0 else r
+
+
+def integer_divide(e, ins, m) -> None:
+    """div and rem of integers."""
+    kind = m.type(*_INTEGERS)
+    m.finish()
+    name = "quotient" if ins.opcode == "div" else "remainder"
+    e.set_expression(ins.operands[0], f"{name}({e.use(ins.operands[1], kind)}, {e.use(ins.operands[2], kind)})", kind)
+
+
+@rule("rem")
+def _rem(e, ins, m):
+    integer_divide(e, ins, m)
+
+
+def integer_sign(e, ins, m) -> None:
+    """abs and neg of integers."""
+    kind = m.type("s16", "s32", "s64")
+    m.finish()
+    a = e.use(ins.operands[1], kind)
+    e.set_expression(ins.operands[0], f"-{a}" if ins.opcode == "neg" else f"np.abs({a})", kind)
+
+
+def integer_extreme(e, ins, m) -> None:
+    """min and max of integers."""
+    kind = m.type(*_INTEGERS)
+    relu = m.flag("relu")
+    m.finish()
+    a, b = (e.use(value, kind) for value in ins.operands[1:3])
+    expression = f"np.{'minimum' if ins.opcode == 'min' else 'maximum'}({a}, {b})"
+    if relu:
+        expression = f"np.maximum({expression}, {e.constant(0, kind)})"
+    e.set_expression(ins.operands[0], expression, kind)
+
+
+# --- logic and shifts --------------------------------------------------------------------------------------------------
+
+
+@rule("and", "or", "xor")
+def _logic(e, ins, m):
+    kind = m.type("pred", "b16", "b32", "b64")
+    m.finish()
+    sign = {"and": "&", "or": "|", "xor": "^"}[ins.opcode]
+    e.set_expression(ins.operands[0], f"{e.use(ins.operands[1], kind)} {sign} {e.use(ins.operands[2], kind)}", kind)
+
+
+@rule("not")
+def _not(e, ins, m):
+    kind = m.type("pred", "b16", "b32", "b64")
+    m.finish()
+    e.set_expression(ins.operands[0], f"~{e.use(ins.operands[1], kind)}", kind)
+
+
+@rule("cnot")
+def _cnot(e, ins, m):
+    kind = m.type("b16", "b32", "b64")
+    m.finish()
+    a = e.use(ins.operands[1], kind)
+    e.set_expression(ins.operands[0], f"({a} == {e.constant(0, kind)}).astype({dtype_name(DTYPES[kind])})", kind)
+
+
+@rule("lop3")
+def _lop3(e, ins, m):
+    m.type("b32")
+    m.finish()
+    a, b, c = (e.use(value, "b32") for value in ins.operands[1:4])
+    table = ins.operands[4].value
+    terms = []
+    for row in range(8):
+        if table >> row & 1:
+            picks = (a if row & 4 else f"~{a}", b if row & 2 else f"~{b}", c if row & 1 else f"~{c}")
+            terms.append("(" + " & ".join(picks) + ")")
+    e.set_expression(ins.operands[0], " | ".join(terms) or f"{a} & {e.constant(0, 'b32')}", "b32")
+
+
+@rule("shl", "shr")
+def _shift(e, ins, m):
+    kind = m.type("b16", "b32", "b64", *_INTEGERS)
+    m.finish()
+    value, amount = e.use(ins.operands[1], kind), ins.operands[2]
+    name = dtype_name(DTYPES[kind])
+    if hasattr(amount, "value"):
+        bits = e.constant(min(amount.value & 0xFFFFFFFF, 127), kind)
+    else:
+        amount = e.use(amount, "u32")
+        bits = e.form(amount, "shift" + name, f"np.minimum({amount}, {e.constant(127, 'u32')}).astype({name})")
+    e.set_expression(ins.operands[0], f"{value} {'<<' if ins.opcode == 'shl' else '>>'} {bits}", kind)
+
+
+@rule("shf")
+def _funnel(e, ins, m):
+    left = m.one_of("l", "r") or m.refuse()
+    mode = m.one_of("wrap", "clamp") or m.refuse()
+    m.type("b32")
+    m.finish()
+    low, high, amount = (e.use(value, "u32") for value in ins.operands[1:4])
+    e.set_expression(ins.operands[0], f"funnel({low}, {high}, {amount}, {left == 'l'}, {mode == 'wrap'})", "u32")
+
+
+@helper
+def funnel(low, high, amount, left, wrap):
+    """32 bits of the 64-bit value high:low, shifted."""
+    amount = (amount & np.uint32(31) if wrap else np.minimum(amount, np.uint32(32))).astype(np.uint64)
+    whole = (high.astype(np.uint64) << np.uint64(32)) | low.astype(np.uint64)
+    whole = (whole << amount) >> np.uint64(32) if left else whole >> amount
+    return whole.astype(np.uint32)
+
+
+# --- bit fields --------------------------------------------------------------------------------------------------------
+
+
+@rule("popc", "clz", "brev")
+def _count(e, ins, m):
+    kind = m.type("b32", "b64")
+    m.finish()
+    a = e.use(ins.operands[1], kind)
+    if ins.opcode == "brev":
+        e.set_expression(ins.operands[0], f"reversed_bits({a})", kind)
+    else:
+        e.set_expression(ins.operands[0], f"{ {'popc': 'ones', 'clz': 'leading_zeros'}[ins.opcode] }({a})", "u32")
+
+
+@helper
+def ones(value):
+    """Population count as u32."""
+    return np.bitwise_count(value).astype(np.uint32)
+
+
+@helper
+def leading_zeros(value):
+    """Leading zero bits as u32: fill every bit below the highest one, and count."""
+    bits = 8 * value.dtype.itemsize
+    shift = 1
+    while shift < bits:
+        value = value | (value >> value.dtype.type(shift))
+        shift *= 2
+    return np.uint32(bits) - ones(value)
+
+
+@helper
+def reversed_bits(value):
+    """Bits in reverse order."""
+    kind = value.dtype.type
+    bits = 8 * value.dtype.itemsize
+    shift, mask = bits // 2, (1 << bits) - 1
+    while shift:
+        mask ^= (mask << shift) & ((1 << bits) - 1)
+        value = ((value >> kind(shift)) & kind(mask)) | ((value << kind(shift)) & kind(~mask & ((1 << bits) - 1)))
+        shift //= 2
+    return value
+
+
+@rule("bfind")
+def _bfind(e, ins, m):
+    amount = m.flag("shiftamt")
+    kind = m.type("u32", "s32", "u64", "s64")
+    m.finish()
+    e.set_expression(ins.operands[0], f"highest_bit({e.use(ins.operands[1], kind)}, {amount})", "u32")
+
+
+@helper
+def highest_bit(value, shift_amount):
+    """Position of the highest bit that differs from the sign; all ones if there is none."""
+    bits = 8 * value.dtype.itemsize
+    unsigned = value.view(f"u{value.dtype.itemsize}")
+    if value.dtype.kind == "i":
+        unsigned = unsigned ^ (value >> value.dtype.type(bits - 1)).view(unsigned.dtype)
+    zeros = leading_zeros(unsigned)
+    found = zeros if shift_amount else np.uint32(bits - 1) - zeros
+    result = np.where(unsigned == 0, np.uint32(0xFFFFFFFF), found)
+    return result[()] if result.ndim == 0 else result
+
+
+@rule("bfe")
+def _bfe(e, ins, m):
+    kind = m.type("u32", "s32", "u64", "s64")
+    m.finish()
+    a = e.use(ins.operands[1], kind)
+    start, length = (e.use(value, "u32") for value in ins.operands[2:4])
+    e.set_expression(ins.operands[0], f"extracted({a}, {start}, {length})", kind)
+
+
+@helper
+def extracted(value, start, length):
+    """The bit field, sign-extended if the dtype is signed (past the top, the sign bit repeats)."""
+    bits, kind = 8 * value.dtype.itemsize, value.dtype.type
+    start = (start & np.uint32(255)).astype(np.int64)
+    length = (length & np.uint32(255)).astype(np.int64)
+    unsigned = np.dtype(f"u{value.dtype.itemsize}").type
+    shifted = (value >> np.minimum(start, 127).astype(value.dtype)).view(unsigned)
+    keep = np.minimum(length, bits)
+    mask = np.where(
+        keep >= bits, ~unsigned(0), (unsigned(1) << np.minimum(keep, bits - 1).astype(unsigned)) - unsigned(1)
+    )
+    field = shifted & mask
+    if value.dtype.kind == "i":
+        top = np.minimum(start + length - 1, bits - 1).astype(unsigned)
+        sign = (value.view(unsigned) >> top) & unsigned(1)
+        field = np.where((sign != 0) & (length > 0), field | ~mask, field)
+    result = np.asarray(field).astype(unsigned).view(kind)
+    return result[()] if result.ndim == 0 else result
+
+
+@rule("bfi")
+def _bfi(e, ins, m):
+    kind = m.type("b32", "b64")
+    m.finish()
+    a, b = (e.use(value, kind) for value in ins.operands[1:3])
+    start, length = (e.use(value, "u32") for value in ins.operands[3:5])
+    e.set_expression(ins.operands[0], f"inserted({a}, {b}, {start}, {length})", kind)
+
+
+@helper
+def inserted(field, value, start, length):
+    """`value` with a bit field replaced."""
+    bits, kind = 8 * value.dtype.itemsize, value.dtype.type
+    start = (start & np.uint32(255)).astype(np.int64)
+    length = np.minimum((length & np.uint32(255)).astype(np.int64), bits)
+    low = np.where(length >= bits, ~kind(0), (kind(1) << np.minimum(length, bits - 1).astype(kind)) - kind(1))
+    low = np.asarray(low).astype(kind)
+    shift = np.minimum(start, 127).astype(kind)
+    mask = low << shift
+    result = np.asarray((value & ~mask) | ((field << shift) & mask))
+    return result[()] if result.ndim == 0 else result
+
+
+@rule("bmsk")
+def _bmsk(e, ins, m):
+    mode = m.one_of("clamp", "wrap") or m.refuse()
+    m.type("b32")
+    m.finish()
+    a, b = (e.use(value, "u32") for value in ins.operands[1:3])
+    e.set_expression(ins.operands[0], f"bit_mask({a}, {b}, {mode == 'wrap'})", "u32")
+
+
+@helper
+def bit_mask(start, length, wrap):
+    """`length` ones from bit `start`."""
+    if wrap:
+        start, length = start & np.uint32(31), length & np.uint32(31)
+    start, length = (
+        np.minimum(start, np.uint32(32)).astype(np.uint64),
+        np.minimum(length, np.uint32(32)).astype(np.uint64),
+    )
+    return ((((np.uint64(1) << length) - np.uint64(1)) << start) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+@rule("prmt")
+def _prmt(e, ins, m):
+    mode = m.one_of("f4e", "b4e", "rc8", "ecl", "ecr", "rc16", default="")
+    m.type("b32")
+    m.finish()
+    if mode:
+        m.refuse("Use prmt without a mode.")
+    a, b = (e.use(value, "u32") for value in ins.operands[1:3])
+    selector = ins.operands[3]
+    if hasattr(selector, "value"):
+        e.set_expression(ins.operands[0], _fixed_permutation(e, a, b, selector.value), "u32")
+    else:
+        e.set_expression(ins.operands[0], f"permuted({a}, {b}, {e.use(selector, 'u32')})", "u32")
+
+
+def _fixed_permutation(e, a: str, b: str, selector: int) -> str:
+    """Shifts and masks for a constant selector; runs of neighbouring bytes move together."""
+    if any(selector >> (4 * place) & 8 for place in range(4)):
+        return f"permuted({a}, {b}, {e.constant(selector & 0xFFFF, 'u32')})"
+    moves: dict[tuple[str, int], int] = {}
+    for place in range(4):
+        byte = selector >> (4 * place) & 7
+        source, shift = (a, b)[byte >> 2], 8 * (place - (byte & 3))
+        moves[source, shift] = moves.get((source, shift), 0) | 0xFF << (8 * place)
+    terms = []
+    for (source, shift), mask in moves.items():
+        if shift:
+            source = f"({source} {'<<' if shift > 0 else '>>'} {e.constant(abs(shift), 'u32')})"
+        exact = mask == ((0xFFFFFFFF << shift) & 0xFFFFFFFF if shift > 0 else 0xFFFFFFFF >> -shift)
+        terms.append(source if exact else f"({source} & {e.constant(mask, 'u32')})")
+    return " | ".join(terms)
+
+
+@helper
+def permuted(a, b, selector):
+    """Four bytes picked from the eight of b:a; selector bit 3 of a nibble repeats the byte's sign."""
+    whole = (b.astype(np.uint64) << np.uint64(32)) | a.astype(np.uint64)
+    selector = selector.astype(np.uint64)
+    result = np.uint64(0)
+    for place in range(4):
+        nibble = selector >> np.uint64(4 * place)
+        byte = (whole >> ((nibble & np.uint64(7)) << np.uint64(3))) & np.uint64(255)
+        sign = (byte >> np.uint64(7)) * np.uint64(255)
+        replicate = (nibble >> np.uint64(3)) & np.uint64(1)
+        byte = byte * (np.uint64(1) - replicate) + sign * replicate
+        result = result | (byte << np.uint64(8 * place))
+    return result.astype(np.uint32)
+
+
+@rule("dp4a", "dp2a")
+def _dot_product(e, ins, m):
+    second, first = m.type("u32", "s32"), m.type("u32", "s32")
+    high = m.one_of("lo", "hi", default="lo") if ins.opcode == "dp2a" else "lo"
+    m.finish()
+    a, b = e.use(ins.operands[1], "u32"), e.use(ins.operands[2], "u32")
+    result = "u32" if first == second == "u32" else "s32"
+    c = e.use(ins.operands[3], result)
+    e.set_expression(
+        ins.operands[0],
+        f"{ins.opcode}({a}, {b}, {c}, {first[0] == 's'}, {second[0] == 's'}, {high == 'hi'})",
+        result,
+    )
+
+
+def _field(value, place: int, bits: int, signed: bool):
+    """Field number `place` of `bits` bits, as int64."""
+    field = ((value >> np.uint32(place * bits)) & np.uint32((1 << bits) - 1)).astype(np.int64)
+    return ((field << np.int64(64 - bits)) >> np.int64(64 - bits)) if signed else field
+
+
+@helper
+def dp4a(a, b, c, a_signed, b_signed, _high):
+    """Dot product of four bytes, plus c."""
+    total = sum(_field(a, k, 8, a_signed) * _field(b, k, 8, b_signed) for k in range(4))
+    return (total + c.astype(np.int64)).astype(c.dtype)
+
+
+@helper
+def dp2a(a, b, c, a_signed, b_signed, high):
+    """Dot product of two 16-bit values with the low or high two bytes of b, plus c."""
+    total = sum(_field(a, k, 16, a_signed) * _field(b, k + 2 * high, 8, b_signed) for k in range(2))
+    return (total + c.astype(np.int64)).astype(c.dtype)

@@ -1,0 +1,184 @@
+"""ld, st, atom, red: which bytes, in which space, of which type. The access itself is `emulator.memory`."""
+
+from __future__ import annotations
+
+from ..control_flow import read, written
+from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
+from .emitter import DTYPES, dtype_name, rule
+
+_SPACES = ("global", "shared", "local", "const", "param", "shared_cta", "param_entry")
+_ORDER = ("weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio")
+_SCOPES = ("cta", "gpu", "sys", "cluster")
+_CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc")
+_NAMES = {"const": "constant", "param": "parameter", "shared_cta": "shared", "param_entry": "parameter"}
+_SCALARS = tuple(kind for kind in DTYPES if kind not in ("pred", "f16x2", "bf16x2", "bf16", "f16"))
+
+
+def _space(m) -> str:
+    space = m.one_of(*_SPACES, default="generic")
+    return _NAMES.get(space, space)
+
+
+def _qualifiers(m) -> None:
+    """Takes what orders or hints and changes no value: one block runs at a time, in program order."""
+    m.one_of(*_ORDER)
+    m.one_of(*_SCOPES)
+    m.one_of(*_CACHE)
+    m.left = [word for word in m.left if not word.startswith(("L1_", "L2_"))]
+
+
+def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int]:
+    """The variable of a located address, and the offset to add to it."""
+    base, offset = operand.base, operand.offset
+    if isinstance(base, Reg):
+        variable, dtype = e.register(base.name)
+        address = e.as_dtype(variable, dtype, DTYPES[f"u{8 * dtype.itemsize}"])
+        low, invariant = e.lowest[base.name], base.name in e.inputs and e.inputs[base.name] == variable
+    else:
+        value = e.address_of(base) if isinstance(base, Sym) else base.value
+        address, low, invariant = e.literal(Imm(value, "int"), DTYPES["u64"]), min(offset, 0), False
+    key = (address, low, space)
+    found = e.bases.get(key)
+    if found is None:
+        function = "m.locate_again" if invariant else "m.locate"
+        found = e.bases[key] = e.new(f"{function}({address}, {low}, {space!r}, L, {site})")
+    return found, offset - low
+
+
+def _vector(m, kind_first: bool = False) -> int:
+    word = m.one_of("v2", "v4", "v8")
+    return int(word[1:]) if word else 1
+
+
+@rule("ld", "ldu")
+def _ld(e, ins, m):
+    space = _space(m)
+    _qualifiers(m)
+    count = _vector(m)
+    kind = m.type(*_SCALARS)
+    m.finish()
+    if len(ins.operands) > 2:
+        m.refuse("Cache hints are not emulated.")
+    target, address = ins.operands
+    targets = target.items if isinstance(target, Vec) else (target,)
+    width = TYPE_BYTES[kind]
+    if space == "parameter" and isinstance(address.base, Sym):
+        start = e.code.parameter_offsets[address.base.name] + address.offset
+        for position, register in enumerate(targets):
+            if register is not None:
+                name = dtype_name(_load_dtype(e, register, kind))
+                e.set_expression(
+                    register, f"m.parameter({start + position * width}, {name})", _kind_of(e, register, kind)
+                )
+        return
+    site = e.code.site(ins, space, "load", width * count)
+    where, delta = _located(e, address, space, site)
+    first = next(register for register in targets if register is not None)
+    name = dtype_name(_load_dtype(e, first, kind))
+    loaded = e.new(f"m.load({where}, {delta}, {name}, {count}, {site})")
+    for position, register in enumerate(targets):
+        if register is not None:
+            e.set_expression(register, f"{loaded}[{position}]", _kind_of(e, first, kind))
+
+
+def _load_dtype(e, register, kind: str):
+    """Untyped bits are loaded as what the register is used for, which saves a reinterpretation."""
+    dtype = DTYPES[kind]
+    wanted = e.code.dtypes[register.name]
+    return wanted if kind[0] == "b" and wanted.itemsize == dtype.itemsize and wanted != DTYPES["pred"] else dtype
+
+
+def _kind_of(e, register, kind: str) -> str:
+    dtype = _load_dtype(e, register, kind)
+    return {"f": "f", "u": "u", "i": "s"}[dtype.kind] + str(8 * dtype.itemsize)
+
+
+@rule("st")
+def _st(e, ins, m):
+    space = _space(m)
+    _qualifiers(m)
+    count = _vector(m)
+    kind = m.type(*_SCALARS)
+    m.finish()
+    if len(ins.operands) > 2:
+        m.refuse("Cache hints are not emulated.")
+    address, source = ins.operands
+    sources = source.items if isinstance(source, Vec) else (source,)
+    if space in ("parameter", "constant"):
+        m.refuse()
+    width = TYPE_BYTES[kind]
+    site = e.code.site(ins, space, "store", width * count)
+    where, delta = _located(e, address, space, site)
+    if kind[0] == "b" and count == 1:
+        value, dtype = e.bits(source, width)
+        e.line(f"m.store({where}, {delta}, ({value},), {dtype_name(dtype)}, {site})")
+        return
+    values = [e.use(value, kind) for value in sources]
+    e.line(f"m.store({where}, {delta}, ({', '.join(values)},), {dtype_name(DTYPES[kind])}, {site})")
+
+
+_OPERATIONS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
+_ATOMIC_TYPES = {
+    "add": ("u32", "s32", "u64", "s64", "f32", "f64", "f16", "f16x2"),
+    "min": ("u32", "s32", "u64", "s64"),
+    "max": ("u32", "s32", "u64", "s64"),
+    "inc": ("u32",),
+    "dec": ("u32",),
+    "and": ("b32", "b64"),
+    "or": ("b32", "b64"),
+    "xor": ("b32", "b64"),
+    "exch": ("b32", "b64"),
+    "cas": ("b16", "b32", "b64"),
+}
+
+
+@rule("atom", "red")
+def _atom(e, ins, m):
+    m.one_of("async")
+    _qualifiers(m)
+    space = _space(m)
+    operation = m.one_of(*_OPERATIONS) or m.refuse()
+    m.flag("noftz")
+    kind = m.type(*_ATOMIC_TYPES[operation])
+    m.finish()
+    returns = ins.opcode == "atom"
+    target, address, *sources = ins.operands if returns else (None, *ins.operands)
+    if len(sources) != (2 if operation == "cas" else 1):
+        m.refuse("Cache hints are not emulated.")
+    site = e.code.site(ins, space, "atomic", TYPE_BYTES[kind])
+    where, delta = _located(e, address, space, site)
+    values = [e.use(value, kind) for value in sources]
+    needed = target is not None and _needed(e, ins, target)
+    name = "add.f16x2" if kind == "f16x2" else operation
+    call = f"m.atomic({where}, {delta}, {name!r}, ({', '.join(values)},), {dtype_name(DTYPES[kind])}, {site}, {needed})"
+    if needed:
+        e.set_expression(target, call, kind)
+    else:
+        e.line(call)
+
+
+def _needed(e, ins, target) -> bool:
+    """Whether anything reads an atomic's result."""
+    block = e.block
+    after = False
+    for other in block.instructions:
+        if after and target.name in read(other):
+            return True
+        if after and target.name in written(other):
+            return False
+        after = after or other is ins
+    if block.last is not None and target.name in read(block.last):
+        return True
+    return bool(block.live_out >> e.code.graph.bit[target.name] & 1)
+
+
+@rule("membar", "fence")
+def _fence(e, ins, m):
+    """Memory is in program order here; a fence has nothing left to do."""
+    m.left = [word for word in m.left if word not in ("gl", "sc", "proxy", "alias", "mbarrier_init", *_SCOPES, *_ORDER)]
+    m.finish()
+
+
+@rule("prefetch", "prefetchu", "discard", "applypriority", "nanosleep", "pmevent", "griddepcontrol")
+def _nothing(e, ins, m):
+    """Hints and waits: no value changes."""

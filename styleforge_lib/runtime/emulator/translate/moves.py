@@ -1,0 +1,102 @@
+"""Moves, packing and unpacking of vectors, address conversions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..memory import WINDOW
+from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
+from .emitter import BITS, DTYPES, dtype_name, rule
+
+
+@rule("mov")
+def _mov(e, ins, m):
+    kind = m.type()
+    m.finish()
+    target, source = ins.operands
+    if isinstance(target, Vec):
+        _unpack(e, target, source, kind)
+    elif isinstance(source, Vec):
+        _pack(e, target, source, kind)
+    elif kind == "pred":
+        e.set(target, e.use(source, "pred"), "pred")
+    elif isinstance(source, Reg):
+        variable, dtype = e.bits(source, TYPE_BYTES[kind])
+        _set_dtype(e, target, variable, dtype)
+    elif isinstance(source, Imm):
+        variable, dtype = e.bits(source, TYPE_BYTES[kind]) if kind[0] == "b" else (e.use(source, kind), DTYPES[kind])
+        _set_dtype(e, target, variable, dtype)
+    else:
+        e.set(target, e.use(source, kind), kind)
+
+
+def _set_dtype(e, target, variable, dtype):
+    names = {"f": f"f{8 * dtype.itemsize}", "u": f"u{8 * dtype.itemsize}", "i": f"s{8 * dtype.itemsize}"}
+    e.set(target, variable, names[dtype.kind])
+
+
+def _unpack(e, target, source, kind):
+    part_bits = BITS[kind] // len(target.items)
+    whole = e.use(source, f"u{BITS[kind]}")
+    part = f"u{part_bits}"
+    for position, item in enumerate(target.items):
+        if item is None:
+            continue
+        shifted = f"({whole} >> {e.constant(position * part_bits, f'u{BITS[kind]}')})" if position else whole
+        e.set_expression(item, f"{shifted}.astype({dtype_name(DTYPES[part])})", part)
+
+
+def _pack(e, target, source, kind):
+    whole = f"u{BITS[kind]}"
+    name = dtype_name(DTYPES[whole])
+    part_bits = BITS[kind] // len(source.items)
+    terms = []
+    for position, item in enumerate(source.items):
+        part = e.use(item, f"u{part_bits}")
+        wide = e.form(part, name, f"{part}.astype({name})")
+        terms.append(f"({wide} << {e.constant(position * part_bits, whole)})" if position else wide)
+    e.set_expression(target, " | ".join(terms), whole)
+
+
+@rule("cvta")
+def _cvta(e, ins, m):
+    to = m.flag("to")
+    space = m.one_of("global", "shared", "local", "const", "param", "shared_cta") or m.refuse()
+    kind = m.type("u64", "u32")
+    m.finish()
+    target, source = ins.operands
+    space = space.replace("_cta", "")
+    if isinstance(source, (Sym, Mem)):
+        symbol = source.base if isinstance(source, Mem) else source
+        address = e.address_of(symbol) + (source.offset if isinstance(source, Mem) else 0)
+        source = Imm(address, "int")
+    if kind == "u32":
+        m.refuse("Compile for 64-bit addresses.")
+    value = e.use(source, "u64")
+    if space in WINDOW:
+        window = e.code.constant(np.uint64(WINDOW[space]))
+        e.set_expression(target, f"{value} - {window}" if to else f"{value} + {window}", "u64")
+    else:
+        e.set(target, value, "u64")
+
+
+@rule("isspacep")
+def _isspacep(e, ins, m):
+    space = m.one_of("global", "shared", "local", "const", "shared_cta") or m.refuse()
+    m.finish()
+    value = e.use(ins.operands[1], "u64")
+    shift = e.constant(40, "u64")
+    slot = e.new(f"({value} >> {shift})")
+    if space in ("shared", "shared_cta"):
+        e.set_expression(ins.operands[0], f"{slot} == {e.constant(1, 'u64')}", "pred")
+    elif space == "local":
+        e.set_expression(ins.operands[0], f"{slot} == {e.constant(2, 'u64')}", "pred")
+    elif space == "global":
+        e.set_expression(ins.operands[0], f"{slot} > {e.constant(2, 'u64')}", "pred")
+    else:
+        m.refuse()
+
+
+@rule("bra")
+def _bra(e, ins, m):
+    """A jump inside what has become one block: it only counts as an instruction."""

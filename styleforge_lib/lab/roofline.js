@@ -43,7 +43,7 @@ function render({ model, el }) {
   const yours = svg("g", { class: "yours" });
   for (const { label, at: [x, y], text_at: [tx, ty], anchor, colour, words } of drawing.points) {
     const point = svg("g", { class: `point c${colour}`, tabindex: 0, role: "img", "aria-label": words },
-      svg("circle", { cx: x, cy: y, r: 14, style: "fill: transparent; stroke: none" }), svg("circle", { cx: x, cy: y, r: 5.5 }),
+      svg("circle", { class: "reach", cx: x, cy: y, r: 14 }), svg("circle", { class: "dot", cx: x, cy: y, r: 5.5 }),
       svg("text", { class: "label", x: tx, y: ty + 4, "text-anchor": ANCHORS[anchor] }, label));
     for (const event of ["pointerenter", "focus"]) point.addEventListener(event, () => { says.textContent = `${words}.`; });
     for (const event of ["pointerleave", "blur"]) point.addEventListener(event, draw);

@@ -78,7 +78,7 @@ def encode_picture(picture: Image.Image, budget: int) -> tuple[bytes, str]:
 def figure_picture(figure) -> Image.Image:
     """Return a matplotlib figure as an RGB picture at 144 dots per inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white", bbox_inches="tight", pad_inches=0.08)
     return Image.open(buffer).convert("RGB")
 
 

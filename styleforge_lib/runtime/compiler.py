@@ -3,7 +3,6 @@
 Contents
     compile_text        text -> Compiled: PTX with line numbers, cubin, what ptxas says, the kernels' signatures
     compile_to_ptx      the same, the PTX alone
-    cuda_root           where the library's own .cu and .cuh files lie
     include_directories the headers of the CUDA toolkit that belong to this NVRTC
     the cache           ~/.cache/styleforge/kernels, one file for each (text, headers, options, compiler)
 
@@ -28,6 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime.diagnostics import CompileError, Diagnostic, read_diagnostics
 from styleforge_lib.runtime.resources import Resources, parse_ptxas
 
@@ -95,7 +95,7 @@ def compile_text(
         known = ", ".join(f"sm_{number}" for number in nvrtc.getSupportedArchs())
         version = ".".join(map(str, nvrtc.getVersion()))
         raise ValueError(f"arch={arch!r} is not known to this compiler (NVRTC {version}), which knows {known}")
-    own = (*(Path(path) for path in include), cuda_root())
+    own = (*(Path(path) for path in include), data_folder("cuda"))
     toolkit = include_directories(nvrtc.getVersion())
     flags = (
         f"-arch={arch}",
@@ -225,13 +225,6 @@ def _define_options(defines: Mapping[str, object]) -> list[str]:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Headers
-
-
-@functools.cache
-def cuda_root() -> Path:
-    """Return the directory of the library's kernels: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parents[1]
-    return next((path for path in (package / "cuda", package.parent / "cuda") if path.is_dir()), package / "cuda")
 
 
 @functools.cache

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import gpu
 from styleforge_lib.runtime.arguments import LaunchLimits, array, launch_shape, scalar, wrong_count
-from styleforge_lib.runtime.compiler import compile_text, cuda_root
+from styleforge_lib.runtime.compiler import compile_text
 from styleforge_lib.runtime.resources import Resources, limits
 from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_name, parse_signature
 
@@ -69,10 +70,10 @@ def compile_cuda(
 
 
 def _find(path: Path) -> Path:
-    for candidate in (path, cuda_root() / path):
+    for candidate in (path, data_folder("cuda") / path):
         if candidate.is_file():
             return candidate.resolve()
-    raise FileNotFoundError(f"no file {path} here, nor among the library's kernels in {cuda_root()}")
+    raise FileNotFoundError(f"no file {path} here, nor among the library's kernels in {data_folder('cuda')}")
 
 
 class Module:
@@ -166,8 +167,8 @@ class Kernel:
         """Launch: see the class."""
         self._launch(grid, block, args, shared_bytes)
 
-    def emulate(self, grid, block, args, *, shared_bytes: int = 0, blocks=None, trace=None):
-        """Run the kernel on the emulator, whatever the module's device is, and return what the emulator returns.
+    def emulate(self, grid, block, args, *, shared_bytes: int = 0, blocks=None, trace=None) -> None:
+        """Run the kernel on the emulator, whatever the module's device is.
 
         Arrays on the CPU are changed in place; arrays on a GPU are copied first, so they keep their values. blocks and
         trace are those of Program.launch.
@@ -176,8 +177,9 @@ class Kernel:
         if len(args) != len(self.parameters):
             raise TypeError(wrong_count(self.name, self.parameters, args))
         host = [self._host(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
-        return self.module.program.launch(
-            self.entry, shape[:3], shape[3:], host, shared_bytes=shared_bytes, blocks=blocks, trace=trace
+        names = [parameter.name for parameter in self.parameters]
+        self.module.program.launch(
+            self.entry, shape[:3], shape[3:], host, shared_bytes=shared_bytes, blocks=blocks, trace=trace, names=names
         )
 
     def _launch_emulated(self, grid, block, args, shared_bytes: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("IPython")
+import IPython
 from IPython.core.interactiveshell import InteractiveShell
 
 from styleforge_lib.runtime import CompileError, Module
@@ -23,7 +24,7 @@ def shell(monkeypatch, tmp_path):
     monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance(colors="NoColor")
+    shell = InteractiveShell.instance(colors="nocolor" if IPython.version_info[0] >= 9 else "NoColor")
     shell.run_line_magic("load_ext", "styleforge_lib")
     yield shell
     InteractiveShell.clear_instance()

@@ -5,7 +5,6 @@ import os
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -278,7 +277,3 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STYLEFORGE_CACHE", str(tmp_path / "file"))
     assert compile_text(SCALE, arch="sm_80").cubin
-
-
-def test_the_library_knows_where_its_kernels_are():
-    assert compiler.cuda_root() == Path(__file__).resolve().parents[2] / "cuda"

@@ -31,9 +31,9 @@ extern "C" __global__ void __launch_bounds__(128) bounded(float* x) {
 class Recorder:
     """Stands in for the emulator's program: keeps what it is given."""
 
-    def launch(self, name, grid, block, args, *, shared_bytes=0, blocks=None, trace=None):
+    def launch(self, name, grid, block, args, *, shared_bytes=0, blocks=None, trace=None, names=None):
         self.name, self.grid, self.block, self.args, self.shared_bytes = name, grid, block, args, shared_bytes
-        return "launched"
+        self.blocks, self.trace, self.names = blocks, trace, names
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +212,10 @@ def test_the_shapes_of_a_grid(module, recorded, grid):
     assert recorded.block == (8, 4, 1)
 
 
-def test_emulate_passes_on_what_the_emulator_returns(module, recorded):
+def test_emulate_passes_on_which_blocks_to_look_at(module, recorded):
     x, y = tensors()
-    assert module.kernel("blur").emulate((1,), (32,), (x, y, 1, 8)) == "launched"
+    module.kernel("blur").emulate((4,), (32,), (x, y, 1, 8), blocks=[2], trace="a trace")
+    assert (recorded.blocks, recorded.trace, recorded.names) == ([2], "a trace", ["x", "y", "s", "n"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -425,12 +426,66 @@ def test_too_many_registers_for_the_block(monkeypatch):
 # On the emulator
 
 
+@pytest.fixture
+def emulated(monkeypatch):
+    monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
+    return lambda text, **options: compile_cuda(text, **options).only
+
+
 def test_a_kernel_runs(monkeypatch):
     monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
     blur = compile_cuda(BLUR).kernel("blur")
     x, y = torch.randn(1000), torch.full((1000,), float("nan"))
     blur((4,), (256,), (x, y, 1.5, 1000))
     assert torch.equal(y, 1.5 * x)
+    z = np.empty(1000, np.float32)
+    blur((4,), (256,), (x.numpy(), z, -2, 1000))
+    np.testing.assert_array_equal(z, -2 * x.numpy())
+
+
+def test_every_kind_of_number_arrives(emulated):
+    kernel = emulated("""#include <cuda_fp16.h>
+    #include <cuda_bf16.h>
+    struct Pair { int first; float second; };
+    extern "C" __global__ void numbers(double* out, bool f, short s, unsigned u, long long q, double d, __half h,
+                                       __nv_bfloat16 b, Pair p, float4 v, const float* none) {
+      double values[] = {double(f), double(s), double(u), double(q), d, double(__half2float(h)),
+                         double(__bfloat162float(b)), double(p.first), double(p.second), double(v.w), double(!none)};
+      for (int i = 0; i < 11; ++i) out[i] = values[i];
+    }""")
+    out, pair = torch.zeros(11, dtype=torch.float64), struct.pack("<if", -7, 0.5)
+    vector = np.array([1, 2, 3, 4.5], np.float32)
+    kernel((1,), (1,), (out, True, -5, 2**32 - 1, -(2**40), 0.1, 1.5, -2.5, pair, vector, None))
+    assert out.tolist() == [1, -5, 2**32 - 1, -(2**40), 0.1, 1.5, -2.5, -7, 0.5, 4.5, 1]
+
+
+def test_bfloat16_and_half_tensors(emulated):
+    kernel = emulated("""#include <cuda_fp16.h>
+    #include <cuda_bf16.h>
+    extern "C" __global__ void convert(const __nv_bfloat16* b, __half* h) {
+      h[threadIdx.x] = __float2half(__bfloat162float(b[threadIdx.x]));
+    }""")
+    b, h = torch.arange(-16, 16, dtype=torch.bfloat16) / 8, torch.zeros(32, dtype=torch.float16)
+    kernel((1,), (32,), (b, h))
+    assert torch.equal(h, b.to(torch.float16))
+
+
+def test_dynamic_shared_memory(emulated):
+    kernel = emulated("""extern "C" __global__ void reverse(float* x, int n) {
+      extern __shared__ float tile[];
+      tile[threadIdx.x] = x[threadIdx.x];
+      __syncthreads();
+      x[threadIdx.x] = tile[n - 1 - threadIdx.x];
+    }""")
+    x = torch.arange(64.0)
+    kernel((1,), (64,), (x, 64), shared_bytes=256)
+    assert torch.equal(x, torch.arange(63.0, -1, -1))
+
+
+def test_a_fault_names_the_line_and_the_parameter(emulated):
+    kernel = emulated('extern "C" __global__ void over(float* picture) {\n  picture[threadIdx.x] = 1;\n}')
+    with pytest.raises(RuntimeError, match=r"line 2.*picture"):
+        kernel((1,), (64,), (torch.zeros(40),))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

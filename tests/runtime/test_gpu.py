@@ -1,0 +1,222 @@
+"""The launcher of the GPU, with a driver that only writes down what it is given; no card is needed."""
+
+import ctypes
+import struct
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from styleforge_lib.runtime import gpu
+from styleforge_lib.runtime.arguments import LaunchLimits
+from styleforge_lib.runtime.compiler import compile_text
+from styleforge_lib.runtime.gpu import GpuLauncher, quick_check
+from styleforge_lib.runtime.signature import parse_signature
+
+TEXT = """#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+struct Triple { int a, b, c; };
+extern "C" __global__ void quick(const float* x, int n, float4* y, float s, unsigned u, __half h) {}
+extern "C" __global__ void careful(__nv_bfloat16 b, const float* x, bool f, Triple t, void* any) {}
+extern "C" __global__ void bare(int n) {}
+"""
+
+
+class CardTensor:
+    """Stands in for a torch tensor on a card."""
+
+    def __init__(self, pointer, dtype=torch.float32, contiguous=True, card=0):
+        self.pointer, self.dtype, self.contiguous, self.card = pointer, dtype, contiguous, card
+        self.device, self.layout, self.shape = torch.device("cuda", max(card, 0)), torch.strided, (4,)
+
+    def data_ptr(self):
+        return self.pointer
+
+    def is_contiguous(self, memory_format=None):
+        return self.contiguous
+
+    def get_device(self):
+        return self.card
+
+    def dim(self):
+        return 1
+
+    def stride(self):
+        return (2,)
+
+
+class DriverError(Exception):
+    def __init__(self, status):
+        super().__init__(f"CUDA_ERROR_{status}")
+        self.status = status
+
+
+class Driver:
+    """Writes down each launch: function, sizes, stream, and the parameters as the real driver would copy them."""
+
+    def __init__(self):
+        self.launches, self.failures = [], []
+
+    def launch(self, function, *rest):
+        *sizes, shared, stream, packet, extra = rest
+        if self.failures:
+            raise DriverError(self.failures.pop())
+        addresses = ctypes.cast(packet, ctypes.POINTER(ctypes.c_void_p))
+        values = [ctypes.string_at(addresses[index], parameter.size) for index, parameter in enumerate(self.parameters)]
+        self.launches.append(
+            types.SimpleNamespace(function=function, sizes=sizes, shared=shared, stream=stream, v=values)
+        )
+        assert extra == 0
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    compiled = compile_text(TEXT, arch="compute_80")
+    return {
+        entry: parse_signature(entry, mangled, compiled.ptx, TEXT) for entry, mangled in compiled.signatures.items()
+    }
+
+
+@pytest.fixture
+def make(parameters, monkeypatch):
+    """Make a launcher over the driver that writes down, with cards 0 and 1; card 0 is current."""
+    monkeypatch.setattr(gpu, "_TENSORS", frozenset({CardTensor}))
+    monkeypatch.setattr(gpu, "array", lambda kernel, parameter, value: array(parameter, value))
+    monkeypatch.setattr(gpu, "_ensure_context", lambda: ensured.append(1))
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda index: entered.append(index) or __import__("contextlib").nullcontext()
+    )
+    ensured, entered = [], []
+
+    def array(parameter, value):
+        if isinstance(value, CardTensor) and value.contiguous and value.dtype in (torch.float32, parameter.dtype):
+            return gpu.Array(value.pointer, str(value.device), value)
+        if value is None:
+            return gpu.Array(0, "any", None)
+        raise TypeError(f"'{parameter.name}' refused")
+
+    def build(name):
+        launcher, driver = GpuLauncher.__new__(GpuLauncher), Driver()
+        driver.parameters = parameters[name]
+        launcher.name, launcher.parameters = name, parameters[name]
+        launcher._launch, launcher._error = driver.launch, DriverError
+        launcher._stream, launcher._current = (lambda card: 7000 + card), (lambda: 0)
+        launcher._functions, launcher._shapes, launcher._packets = {0: 100, 1: 101}, {}, []
+        launcher._packing = struct.Struct("<" + "".join(parameter.format for parameter in parameters[name]))
+        launcher._quick = quick_check(parameters[name])
+        launcher.limits = LaunchLimits("sm_80", 1024, "it", 0, 166912)
+        driver.ensured, driver.entered = ensured, entered
+        return launcher, driver
+
+    return build
+
+
+def test_the_parameters_arrive_in_their_places(make):
+    launcher, driver = make("quick")
+    launcher((5, 6), (64, 2), (CardTensor(0x1000), -3, CardTensor(0x2000), 1.5, 2**32 - 1, 0.25), 256)
+    (launch,) = driver.launches
+    assert (launch.function, launch.sizes, launch.shared, launch.stream) == (100, [5, 6, 1, 64, 2, 1], 256, 7000)
+    assert [struct.unpack("<" + code, value)[0] for code, value in zip("QiQfIe", launch.v, strict=True)] == [
+        0x1000,
+        -3,
+        0x2000,
+        1.5,
+        2**32 - 1,
+        0.25,
+    ]
+    assert not driver.entered  # the usual case switches no card
+    assert len(launcher._packets) == 1
+    launcher((5, 6), (64, 2), (CardTensor(0x1000), 4, CardTensor(0x2000), np.float64(2), 1, 0), 256)
+    assert struct.unpack("<i", driver.launches[1].v[1]) == (4,)
+    assert len(launcher._packets) == 1
+
+
+def test_what_needs_care_arrives_too(make):
+    launcher, driver = make("careful")
+    triple = struct.pack("<iii", 1, 2, 3)
+    launcher((1,), (1,), (1.0, CardTensor(0x1000), True, triple, None), 0)
+    (launch,) = driver.launches
+    assert launch.v == [b"\x80\x3f", struct.pack("<Q", 0x1000), b"\x01", triple, bytes(8)]
+
+
+def test_a_kernel_of_numbers_runs_on_the_current_card(make):
+    launcher, driver = make("bare")
+    launcher((1,), (1,), (5,), 0)
+    assert (driver.launches[0].function, driver.launches[0].v) == (100, [struct.pack("<i", 5)])
+
+
+def test_another_card(make):
+    launcher, driver = make("quick")
+    launcher((1,), (1,), (CardTensor(0x1000, card=1), 1, CardTensor(0x2000, card=1), 1.0, 1, 1.0), 0)
+    assert (driver.launches[0].function, driver.launches[0].stream, driver.entered) == (101, 7001, [1])
+    with pytest.raises(ValueError, match="'x' is on cuda:1 and 'y' on cuda:0: one launch has one card"):
+        launcher((1,), (1,), (CardTensor(0x1000, card=1), 1, CardTensor(0x2000), 1.0, 1, 1.0), 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (CardTensor(0x1000, torch.float64), 1, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000, contiguous=False), 1, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000), 1.0, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000), 2**31, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000), 1, CardTensor(0x2000), 1e39, 1, 1.0),
+        (CardTensor(0x1000), 1, CardTensor(0x2000), "1", 1, 1.0),
+        (CardTensor(0x1000), 1, CardTensor(0x2000), 1.0, -1, 1.0),
+        (CardTensor(0x1000), 1, CardTensor(0x2000), 1.0, 1, 1e6),
+        (CardTensor(0x1000), 1, torch.zeros(4), 1.0, 1, 1.0),
+        (CardTensor(0x1000), 1, CardTensor(0x2000), 1.0, 1),
+    ],
+)
+def test_nothing_wrong_reaches_the_driver(make, arguments):
+    launcher, driver = make("quick")
+    with pytest.raises((TypeError, ValueError)):
+        launcher((1,), (32,), arguments, 0)
+    assert not driver.launches
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (CardTensor(0x1000), 1, CardTensor(0x2004), 1.0, 1, 1.0),  # float4* at 4 bytes past 16
+        (CardTensor(0x1002), 1, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0), 1, CardTensor(0x2000), 1.0, 1, 1.0),  # an empty tensor
+        (CardTensor(0x1000, card=-1), 1, CardTensor(0x2000, card=-1), 1.0, 1, 1.0),  # the CPU
+        (CardTensor(0x1000), 1, CardTensor(0x2000, card=1), 1.0, 1, 1.0),
+        (None, 1, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000), np.int16(1), CardTensor(0x2000), 1.0, 1, 1.0),
+    ],
+)
+def test_the_quick_way_takes_only_the_usual_case(make, arguments):
+    launcher, _ = make("quick")
+    assert launcher._quick(*arguments) == (-1, ())
+
+
+def test_an_illegal_shape_is_refused_and_a_legal_one_remembered(make):
+    launcher, driver = make("bare")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no blocks"):
+            launcher((0,), (1,), (5,), 0)
+    launcher([3], [32], (5,), 0)  # a list cannot be a key, and needs none
+    launcher((3,), (32,), (5,), 0)
+    assert list(launcher._shapes) == [((3,), (32,), 0)]
+    for size in range(1, gpu._SHAPES_KEPT + 10):
+        launcher((size,), (32,), (5,), 0)
+    assert len(launcher._shapes) <= gpu._SHAPES_KEPT
+    assert [launch.sizes[0] for launch in driver.launches] == [3, 3, *range(1, gpu._SHAPES_KEPT + 10)]
+
+
+def test_a_thread_without_a_context_gets_one(make):
+    launcher, driver = make("quick")
+    driver.failures = [201]
+    launcher((1,), (1,), (CardTensor(0x1000), 1, CardTensor(0x2000), 1.0, 1, 1.0), 0)
+    assert len(driver.launches) == 1
+    assert driver.ensured
+
+
+def test_what_the_driver_refuses_is_one_sentence(make):
+    launcher, driver = make("quick")
+    driver.failures = [700]
+    with pytest.raises(RuntimeError, match=r"'quick' was not launched: CUDA_ERROR_700.*xray"):
+        launcher((1,), (1,), (CardTensor(0x1000), 1, CardTensor(0x2000), 1.0, 1, 1.0), 0)

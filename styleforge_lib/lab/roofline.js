@@ -36,6 +36,7 @@ function render({ model, el }) {
     picture.append(svg("line", { class: "grid", ...ends }), svg("text", { class: "tick", ...place }, text));
   }
   picture.append(svg("text", { class: "title", x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, "FLOP per byte moved"));
+  picture.append(svg("text", { class: "tick", x: left + 10, y: top + 20 }, machine.where));
   for (const { x, y, text, text_at: [tx, ty], angle, anchor, colour } of drawing.lines)
     picture.append(svg("g", { class: `c${colour}` },
       svg("path", { class: "roof", d: `M${x[0]} ${y[0]}L${x[1]} ${y[1]}` }),

@@ -168,12 +168,13 @@ def layout(points: list[Point], gpu: Machine) -> dict:
         )
     marks = [(x_of(p.intensity), y_of(p.rate)) for p in points]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
-    for line in lines[1:]:  # the roofs, and the words on them
+    for line in lines[1:]:  # the words on the roofs
         (x, y), length = line["text_at"], label_font(FONT).getlength(line["text"])
-        taken += [(x - length, y - FONT, x, y + 4), (line["x"][0], line["y"][0] - 1, line["x"][1], line["y"][0] + 1)]
+        taken.append((x - length, y - FONT, x, y + 4))
+    roofs = [(line["x"][0], line["y"][0] - 1, line["x"][1], line["y"][0] + 1) for line in lines[1:]]
     drawn = []
     for point, mark in zip(points, marks, strict=True):
-        text_at, anchor = _free_place(point.label, mark, taken)
+        text_at, anchor = _free_place(point.label, mark, taken, roofs)
         roof = min(gpu.flops_per_s[point.dtype], point.intensity * gpu.bytes_per_s)
         limit = "memory" if point.intensity < ridges[point.dtype] else "arithmetic"
         share = 100 * point.rate / roof
@@ -211,18 +212,26 @@ def _line(x, y, text, text_at, angle, anchor, colour) -> dict:
     return {"x": x, "y": y, "text": text, "text_at": list(text_at), "angle": angle, "anchor": anchor, "colour": colour}
 
 
-def _free_place(label: str, mark: tuple, taken: list) -> tuple[tuple[float, float], str]:
-    """Choose where a label goes, and take the place: right, left, then further up and down.
+def _free_place(label: str, mark: tuple, taken: list, roofs: list) -> tuple[tuple[float, float], str]:
+    """Choose where a label goes, and take the place: right or left, or a little up or down.
 
     Where nothing is free it covers something, but stays in the picture.
     """
     length = label_font(FONT).getlength(label)
     x, y = mark
-    for dy in (0, -14, 14, -28, 28, -42, 42, -56, 56):
-        for anchor, left in (("left", x + 10), ("right", x - 10 - length)):
-            box = (left, y + dy - 8, left + length, y + dy + 8)
-            inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT and box[1] >= TOP and box[3] <= HEIGHT - BOTTOM
-            if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
-                taken.append(box)
-                return (x + 10 if anchor == "left" else x - 10, y + dy), anchor
+    # First clear of the roofs too; a label that must cross one has a halo, and is better than one far from its point.
+    for offsets, obstacles in (((0, -14, 14), taken + roofs), ((0, -14, 14, -28, 28), taken)):
+        for dy in offsets:
+            for anchor, left in (("left", x + 10), ("right", x - 10 - length)):
+                box = (left, y + dy - 8, left + length, y + dy + 8)
+                inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT and box[1] >= TOP and box[3] <= HEIGHT - BOTTOM
+                if inside and not any(
+                    box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in obstacles
+                ):
+                    taken.append(box)
+                    return (x + 10 if anchor == "left" else x - 10, y + dy), anchor
     return ((x + 10, y), "left") if x + 10 + length <= WIDTH - RIGHT else ((x - 10, y), "right")
+
+
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

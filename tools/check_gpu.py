@@ -271,6 +271,21 @@ def trap_launch(bench: Bench) -> str:
     return "threads, grid, launch bounds, count"
 
 
+@check
+def trap_architecture(bench: Bench) -> str:
+    """Check that code for another card can be looked at, and is refused when it is launched."""
+    other = "sm_120" if bench.module.arch != "sm_120a" else "sm_90"
+    kernel = compile_cuda(KERNELS, arch=other).kernel("halve")
+    registers = kernel.resources.registers
+    try:
+        kernel((1,), (32,), (torch.zeros(32, device="cuda"),))
+    except RuntimeError as error:
+        ensure("does not take code" in str(error), f"refused, but in other words: {error}")
+    else:
+        raise AssertionError(f"{bench.module.arch} ran code for {other}")
+    return f"{other}: {registers} registers, not launched"
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Streams, graphs, threads, cards
 
@@ -457,6 +472,7 @@ def launch_cost(bench: Bench) -> str:
     raw = cupy.RawKernel(KERNELS, "scale", options=tuple(f"-I{path}" for path in _includes()))
     cx, cy, cz = (cupy.from_dlpack(array) for array in (x, y, z))
     raw_args = (cx, cy, cz, np.float32(1.5), np.int32(4096), np.int32(0))
+    kernel(grid, block, args)
     launcher = kernel._launch
     packet = launcher._packets[-1]
     function, shape = launcher._functions[0], launcher._shapes[grid, block, 0]

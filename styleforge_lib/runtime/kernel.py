@@ -20,6 +20,7 @@ from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import gpu
 from styleforge_lib.runtime.arguments import LaunchLimits, array, launch_shape, scalar, wrong_count
 from styleforge_lib.runtime.compiler import compile_text
+from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.resources import Resources, limits
 from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_name, parse_signature
 
@@ -124,8 +125,6 @@ class Module:
     @functools.cached_property
     def program(self):
         """The module on the emulator, whatever its device is."""
-        from styleforge_lib.runtime.emulator import Program
-
         return Program(self.ptx, sources={self.name: self.text})
 
     @functools.cached_property
@@ -158,10 +157,12 @@ class Kernel:
             entry, module._compiled.signatures[entry], module.ptx, module.text
         )
         self.resources: Resources = module._compiled.resources[entry]
-        if module.device == "gpu":
-            self._launch = gpu.GpuLauncher(name, entry, self.parameters, module.loaded)
-        else:
+        if module.device == "emulator":
             self._launch = self._launch_emulated
+        elif module.arch == gpu.card_arch():
+            self._launch = self._loaded()  # at once: a CUDA graph cannot capture a kernel that has yet to be loaded
+        else:
+            self._launch = self._launch_elsewhere
 
     def __call__(self, grid, block, args, *, shared_bytes: int = 0) -> None:
         """Launch: see the class."""
@@ -178,9 +179,19 @@ class Kernel:
             raise TypeError(wrong_count(self.name, self.parameters, args))
         host = [self._host(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
         names = [parameter.name for parameter in self.parameters]
-        self.module.program.launch(
-            self.entry, shape[:3], shape[3:], host, shared_bytes=shared_bytes, blocks=blocks, trace=trace, names=names
-        )
+        options = {"shared_bytes": shared_bytes, "blocks": blocks, "trace": trace, "names": names}
+        try:
+            self.module.program.launch(self.entry, shape[:3], shape[3:], host, **options)
+        except EmulatorFault as fault:  # its sentence tells it all; the emulator's own frames would bury it
+            raise fault.with_traceback(None) from None
+
+    def _loaded(self) -> gpu.GpuLauncher:
+        return gpu.GpuLauncher(self.name, self.entry, self.parameters, self.module.loaded)
+
+    def _launch_elsewhere(self, grid, block, args, shared_bytes: int) -> None:
+        """Launch code that was compiled for another card: one may look at it, and the driver decides if it runs."""
+        self._launch = self._loaded()
+        self._launch(grid, block, args, shared_bytes)
 
     def _launch_emulated(self, grid, block, args, shared_bytes: int) -> None:
         for parameter, value in zip(self.parameters, args, strict=False):

@@ -8,6 +8,7 @@ import torch
 
 from styleforge_lib.runtime import CompileError, Kernel, compile_cuda
 from styleforge_lib.runtime import gpu as gpu_module
+from styleforge_lib.runtime.emulator import EmulatorFault
 from styleforge_lib.runtime.kernel import chosen_device
 
 BLUR = """#include <cuda_fp16.h>
@@ -484,8 +485,9 @@ def test_dynamic_shared_memory(emulated):
 
 def test_a_fault_names_the_line_and_the_parameter(emulated):
     kernel = emulated('extern "C" __global__ void over(float* picture) {\n  picture[threadIdx.x] = 1;\n}')
-    with pytest.raises(RuntimeError, match=r"line 2.*picture"):
+    with pytest.raises(EmulatorFault, match=r"line 2.*picture") as caught:
         kernel((1,), (64,), (torch.zeros(40),))
+    assert all("emulator" not in str(entry.path) for entry in caught.traceback)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

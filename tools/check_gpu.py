@@ -66,16 +66,16 @@ extern "C" __global__ void registers(float* x) {
   for (int i = 0; i < 96; ++i) a[i] = x[i * 64 + threadIdx.x];
   __syncthreads();
   #pragma unroll
-  for (int i = 0; i < 96; ++i) x[i * 64 + threadIdx.x] = a[95 - i] * a[i];
+  for (int i = 0; i < 96; ++i) x[i * 64 + threadIdx.x] = a[95 - i] * a[i] + i * a[i];
 }
 
-extern "C" __global__ void __launch_bounds__(256, 8) spilling(float* x) {
+extern "C" __global__ void __launch_bounds__(1024) spilling(float* x) {
   float a[96];
   #pragma unroll
   for (int i = 0; i < 96; ++i) a[i] = x[i * 64 + threadIdx.x];
   __syncthreads();
   #pragma unroll
-  for (int i = 0; i < 96; ++i) x[i * 64 + threadIdx.x] = a[95 - i] * a[i];
+  for (int i = 0; i < 96; ++i) x[i * 64 + threadIdx.x] = a[95 - i] * a[i] + i * a[i];
 }
 """
 

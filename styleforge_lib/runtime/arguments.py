@@ -3,7 +3,7 @@
 Contents
     scalar          a Python or NumPy number -> the same number in the declared type
     array           a torch, NumPy or CuPy array -> Array: address and device, when dtype and layout are right
-    wrong_count     the sentence for too few or too many arguments
+    as_tuple        the arguments, as many as are declared
     launch_shape    grid, block and dynamic shared memory -> six sizes within the limits
 
 Every refusal names the parameter and says what to do. TypeError: the wrong kind or dtype. ValueError: the right kind, a
@@ -152,10 +152,16 @@ def _kind(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
-def wrong_count(name: str, parameters: tuple[Parameter, ...], args) -> str:
-    """Return the sentence for a wrong number of arguments."""
-    declared = ", ".join(f"{parameter.c_type} {parameter.name}" for parameter in parameters) or "none"
-    return f"kernel '{name}' has {len(parameters)} parameters ({declared}), and {len(args)} arguments were given"
+def as_tuple(kernel: str, parameters: tuple[Parameter, ...], args: object) -> tuple:
+    """Return the arguments as a tuple of the right length."""
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"kernel '{kernel}': args must be a tuple, such as (x, n), not {_kind(args)}")
+    if len(args) != len(parameters):
+        declared = ", ".join(f"{parameter.c_type} {parameter.name}" for parameter in parameters) or "none"
+        raise TypeError(
+            f"kernel '{kernel}' has {len(parameters)} parameters ({declared}), and {len(args)} arguments were given"
+        )
+    return tuple(args)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import struct
 import numpy as np
 import torch
 
-from styleforge_lib.runtime.arguments import Array, LaunchLimits, array, launch_shape, scalar, wrong_count
+from styleforge_lib.runtime.arguments import Array, LaunchLimits, array, as_tuple, launch_shape, scalar
 from styleforge_lib.runtime.signature import Parameter
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -96,8 +96,8 @@ class GpuLauncher:
             shape = self._shapes[grid, block, shared_bytes]
         except (KeyError, TypeError):
             shape = self._check_shape(grid, block, shared_bytes)
-        if len(args) != len(self.parameters):
-            raise TypeError(wrong_count(self.name, self.parameters, args))
+        if type(args) is not tuple or len(args) != len(self.parameters):
+            args = as_tuple(self.name, self.parameters, args)
         device, values = self._quick(*args)
         if device in self._functions and device == self._current():
             packet = self._pack(values)

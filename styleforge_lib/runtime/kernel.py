@@ -18,7 +18,7 @@ import torch
 
 from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import gpu
-from styleforge_lib.runtime.arguments import LaunchLimits, array, launch_shape, scalar, wrong_count
+from styleforge_lib.runtime.arguments import LaunchLimits, array, as_tuple, launch_shape, scalar
 from styleforge_lib.runtime.compiler import compile_text
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.resources import Resources, limits
@@ -175,8 +175,7 @@ class Kernel:
         trace are those of Program.launch.
         """
         shape = launch_shape(self.name, self._limits, grid, block, shared_bytes)
-        if len(args) != len(self.parameters):
-            raise TypeError(wrong_count(self.name, self.parameters, args))
+        args = as_tuple(self.name, self.parameters, args)
         host = [self._host(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
         names = [parameter.name for parameter in self.parameters]
         options = {"shared_bytes": shared_bytes, "blocks": blocks, "trace": trace, "names": names}
@@ -194,7 +193,7 @@ class Kernel:
         self._launch(grid, block, args, shared_bytes)
 
     def _launch_emulated(self, grid, block, args, shared_bytes: int) -> None:
-        for parameter, value in zip(self.parameters, args, strict=False):
+        for parameter, value in zip(self.parameters, as_tuple(self.name, self.parameters, args), strict=True):
             if getattr(value, "device", "cpu") not in ("cpu", torch.device("cpu")):
                 raise ValueError(
                     f"kernel '{self.name}', {parameter}: the array is on {value.device}, and this kernel runs on the "

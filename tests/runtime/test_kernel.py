@@ -235,6 +235,12 @@ def test_a_wrong_count(blur, count):
     refused(blur, TypeError, rf"4 parameters \(const float\* x, .*{count} arguments", (x, y, 1.0, 8, 9)[:count])
 
 
+@pytest.mark.parametrize("args", [torch.zeros(4), None, 5, {}])
+def test_arguments_that_are_no_tuple(blur, args):
+    with pytest.raises(TypeError, match="args must be a tuple"):
+        blur((1,), (1,), args)
+
+
 @pytest.mark.parametrize(
     ("value", "error", "match"),
     [

@@ -210,8 +210,8 @@ def quick_check(parameters: tuple[Parameter, ...]):
     """Write the function that takes a launch's arguments in the usual case: `(card, values)`, or `(_NONE, ())`.
 
     The usual case is contiguous torch tensors of the declared dtypes on one card, and numbers of a fitting Python type.
-    It is written out for the parameters at hand, as `dataclasses` writes `__init__`: a loop over them costs a third
-    more.
+    It is written out for the parameters at hand, as `dataclasses` writes `__init__`: a loop over them costs a
+    quarter more.
     """
     names = [f"a{parameter.index}" for parameter in parameters]
     pointers = [

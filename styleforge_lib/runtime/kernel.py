@@ -55,6 +55,8 @@ def compile_cuda(
     options for NVRTC. name: what messages call a text that has no file. A text that does not compile raises
     CompileError.
     """
+    if not isinstance(source_or_path, (str, Path)):
+        raise TypeError(f"source_or_path must be CUDA text or a path, not {type(source_or_path).__name__}")
     device = chosen_device()
     if arch is None:
         arch = gpu.card_arch() if device == "gpu" else EMULATED_ARCH
@@ -103,7 +105,7 @@ class Module:
             self._kernels[name] = Kernel(self, name, self._entries[name])
         return self._kernels[name]
 
-    @property
+    @functools.cached_property
     def only(self) -> "Kernel":
         """The module's kernel, where it has exactly one."""
         if len(self._entries) != 1:

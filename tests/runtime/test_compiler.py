@@ -110,6 +110,14 @@ def test_the_headers_of_the_toolkit_are_found(header):
     assert "scale" in compile_text(f"#include <{header}>\n{SCALE}", arch="compute_80").signatures
 
 
+def test_the_headers_of_the_library_are_found(tmp_path, monkeypatch):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "factor.cuh").write_text("#pragma once\n#define FACTOR 3.0f\n")
+    monkeypatch.setattr(compiler, "data_folder", lambda name: tmp_path)
+    text = '#include "common/factor.cuh"\n' + SCALE.replace("s * x[i]", "FACTOR * x[i]")
+    assert "0f40400000" in compile_to_ptx(text, arch="sm_80")
+
+
 def test_the_wheels_come_before_an_installed_toolkit():
     version = compiler._nvrtc().getVersion()
     directories = include_directories(version)
@@ -122,6 +130,11 @@ def test_the_wheels_come_before_an_installed_toolkit():
 def test_it_does_not_wait_for_torch():
     code = "import sys; from styleforge_lib.runtime.compiler import compile_to_ptx; compile_to_ptx('', arch='sm_80')"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True, timeout=60)
+
+
+def test_the_emulator_is_imported_with_numpy_alone():
+    code = "import sys, styleforge_lib.runtime.emulator; assert not {'torch', 'cupy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -116,6 +116,11 @@ def test_files_and_texts(tmp_path, monkeypatch):
         compile_cuda("k.cu")
 
 
+def test_what_is_neither_text_nor_file():
+    with pytest.raises(TypeError, match="CUDA text or a path, not bytes"):
+        compile_cuda(b"text")
+
+
 def test_a_virtual_architecture_cannot_run():
     with pytest.raises(ValueError, match="real architecture"):
         compile_cuda(BLUR, arch="compute_80")

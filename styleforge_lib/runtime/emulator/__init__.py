@@ -9,6 +9,7 @@ liveness, reconvergence order), `translate` (a block becomes a Python function o
 """
 
 from .faults import EmulatorFault, Race
+from .metrics import LineMetrics, Trace
 from .program import Program
 
-__all__ = ["EmulatorFault", "Program", "Race"]
+__all__ = ["EmulatorFault", "LineMetrics", "Program", "Race", "Trace"]

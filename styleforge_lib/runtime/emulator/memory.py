@@ -273,6 +273,8 @@ class Memory:
         skip = delta // width
         if isinstance(index, int):
             return tuple(data[index + skip + position] for position in range(count))
+        if at.low < 0:
+            index, skip = index + skip, 0
         return tuple(data[skip + position :].take(index) for position in range(count))
 
     def _load_scattered(self, at: Scattered, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
@@ -316,6 +318,8 @@ class Memory:
                 return row.take(lanes.index)
             universe = lanes.universe
             return lanes.gather(row.reshape(universe.threads, universe.blocks)).copy()
+        if at.low < 0:
+            index, skip = index + skip, 0
         if shared and lanes.index is None and index.shape[1] == 1:
             value = (words[skip:] if skip else words).take(index[:, 0], axis=0)
             return value if lanes.every_block else value[:, lanes.columns]
@@ -350,6 +354,8 @@ class Memory:
             )
         index = at.index(width.bit_length() - 1, left_out)
         skip = delta // width
+        if at.low < 0:
+            index, skip = index + skip, 0
         for position, value in enumerate(values):
             if isinstance(index, int):
                 data[index + skip + position] = value.reshape(-1)[-1] if isinstance(value, np.ndarray) else value

@@ -22,6 +22,7 @@ from .translate import KernelCode, translate_block
 from .translate.floats import Underflow
 
 MAX_THREADS = 1024
+TRACED_LANES_PER_BATCH = 8192  # shadow memory is several times the size of what it shadows
 _POLLING = ("volatile", "relaxed", "acquire", "mmio")
 
 
@@ -261,8 +262,9 @@ class Program:
         if numbers.size and (numbers.min() < 0 or numbers.max() >= total):
             raise ValueError(f"blocks must lie in 0..{total - 1}")
         if trace is not None:
-            trace.begin(self, plan, launch)
-        size = max(1, LANES_PER_BATCH // launch.threads)
+            trace.begin(plan, launch)
+        lanes = LANES_PER_BATCH if trace is None else TRACED_LANES_PER_BATCH
+        size = max(1, lanes // launch.threads)
         with np.errstate(all="ignore", under="call", call=Underflow.note):
             for start in range(0, numbers.size, size):
                 Batch(plan, launch, numbers[start : start + size]).run()
@@ -319,11 +321,16 @@ def _array_region(label: str, slot: int, value: np.ndarray) -> Region:
 
 def readable(name: str) -> str:
     """A variable's name in the source, from its mangled one (`_ZZ4tileE1a`, `_ZN3abcE`)."""
-    parts = re.findall(r"(\d+)([A-Za-z_]\w*)", name) if name.startswith("_Z") else []
-    if not parts:
+    if not name.startswith("_Z"):
         return name
-    length, text = int(parts[-1][0]), parts[-1][1]
-    return text[:length]
+    found, place = name, 0
+    while match := re.compile(r"\d+").search(name, place):
+        place = match.end()
+        length = int(match.group())
+        word = name[place : place + length]
+        if len(word) == length and re.fullmatch(r"[A-Za-z_]\w*", word):
+            found, place = word, place + length
+    return found
 
 
 def _keep_freed_memory() -> None:

@@ -34,7 +34,8 @@ class Parked:
         self.places: dict[int, tuple[np.ndarray, int]] = {}  # where to go on: (mask, line)
         self.members = np.zeros(shape, np.int64)
         self.predicate = np.zeros(shape, bool)
-        self.reduction: tuple[str, Reg, int] | None = None
+        self.reduction: tuple[str, Reg] | None = None
+        self.counted = False  # whether the barrier names how many threads it waits for
 
 
 class Batch:
@@ -311,6 +312,7 @@ class Batch:
         mask = lanes.mask()
         parked.mask |= mask
         if count is not None:
+            parked.counted = True
             parked.expected[mask.any(axis=0)] = count
         if reduction:
             parked.reduction = reduction
@@ -377,16 +379,15 @@ class Batch:
 
     def _check_one_place(self, parked: Parked, complete: np.ndarray) -> None:
         """A block whose threads completed one barrier from two lines of the source has diverged."""
-        plain = not parked.arrived.any() and (parked.expected == self.universe.threads).all()
-        if not plain or len(parked.places) < 2:
+        if parked.counted or len(parked.places) < 2:
             return
-        seen: list[tuple[np.ndarray, int]] = [(mask & complete, line) for mask, line in parked.places.values()]
+        seen = sorted(((mask & complete, line) for mask, line in parked.places.values()), key=lambda one: one[1])
         for position, (mask, line) in enumerate(seen):
             for other, other_line in seen[position + 1 :]:
                 both = mask.any(axis=0) & other.any(axis=0)
                 if both.any() and line != other_line:
                     block = int(np.flatnonzero(both)[0])
-                    self._raise_divergent(block, mask, line, other, other_line, "waits at another barrier")
+                    self._raise_divergent(block, mask, line, other, other_line, "stopped at another barrier")
 
     def _raise_divergent(self, block: int, mask, line: int, other, other_line: int | None, what: str) -> None:
         first, second = int(np.flatnonzero(mask[:, block])[0]), int(np.flatnonzero(other[:, block])[0])
@@ -468,7 +469,7 @@ class Batch:
             self._open_warps(self.parked[_WARP])  # lanes may have exited since
             if len(self.pending) > before:
                 return
-        for number, parked in self.parked.items():
+        for number, parked in sorted(self.parked.items(), key=lambda one: min((p[1] for p in one[1].places.values()), default=0)):
             if not parked.mask.any():
                 continue
             block = int(np.flatnonzero(parked.mask.any(axis=0))[0])
@@ -479,7 +480,7 @@ class Batch:
                 other_mask, other_line = next((m, at) for m, at in other.places.values() if m[:, block].any())
                 self._raise_deadlock(block, mask, line, other_mask, other_line)
             gone = self.warps.exited & ~parked.mask
-            if number != _WARP and gone[:, block].any() and (parked.expected[block] == self.universe.threads):
+            if number != _WARP and gone[:, block].any() and not parked.counted:
                 self._raise_divergent(block, mask, line, gone, None, "left the kernel without reaching it")
             self._raise_deadlock(block, mask, line, None, None)
         self.parked.clear()

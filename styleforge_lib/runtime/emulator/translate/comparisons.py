@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..parse import TYPE_BYTES, Pair
+from ..parse import TYPE_BYTES, Imm, Pair
 from .emitter import DTYPES, dtype_name, helper, rule
 
 _ORDERED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -117,9 +117,7 @@ def _set(e, ins, m):
     condition, combine = _condition(e, ins, m, kind, ins.operands[1:3])
     m.finish()
     condition = _combined(e, condition, combine, ins.operands[3] if combine else None)
-    true = (
-        e.constant(1.0, "f32") if result == "f32" else e.code.constant(DTYPES[result].type(0) - DTYPES[result].type(1))
-    )
+    true = e.constant(1.0, "f32") if result == "f32" else e.literal(Imm(-1, "int"), DTYPES[result])
     e.set_expression(ins.operands[0], f"select({condition}, {true}, {e.constant(0, result)})", result)
 
 

@@ -187,14 +187,21 @@ def fma64(a, b, c, mode="rn"):
     plain |= special
     for place in np.flatnonzero(~plain):
         x, y, z = float(a[place]), float(b[place]), float(c[place])
-        result[place] = _round_fraction(Fraction(x) * Fraction(y) + Fraction(z), mode, x * y + z)
+        zero = _zero_sum(x * y, z, mode)
+        result[place] = _round_fraction(Fraction(x) * Fraction(y) + Fraction(z), mode, zero)
     return result.reshape(shape)[()]
 
 
+def _zero_sum(a: float, b: float, mode: str) -> float:
+    """A sum that is exactly zero: +0, but rounding down -0 unless both are +0."""
+    negative = (np.signbit(a) or np.signbit(b)) if mode == "rm" else (np.signbit(a) and np.signbit(b))
+    return -0.0 if negative else 0.0
+
+
 def _round_fraction(exact: Fraction, mode: str, fallback: float) -> float:
-    """The float64 of an exact value under a rounding mode; `fallback` gives the sign of an exact zero."""
+    """The float64 of an exact value under a rounding mode; `fallback` stands for an exact zero."""
     if exact == 0:
-        return -0.0 if mode == "rm" and fallback == 0 else fallback if fallback == 0 else 0.0
+        return fallback
     try:
         nearest = float(exact)
     except OverflowError:
@@ -224,7 +231,8 @@ def rounded64(a, b, operation, mode):
             result[place] = _root_fraction(p, float(plain[place]), mode)
             continue
         exact = p + q if operation == "add" else p * q if operation == "mul" else p / q
-        result[place] = _round_fraction(exact, mode, float(plain[place]))
+        zero = _zero_sum(x[place], y[place], mode) if operation == "add" else float(plain[place])
+        result[place] = _round_fraction(exact, mode, zero)
     return result.reshape(shape)[()]
 
 

@@ -1,0 +1,209 @@
+"""Counts per source line, as a profiler would give them, at the level of PTX.
+
+`Trace` is handed to `Program.launch(trace=...)` and collects over launches. Per line: executed warp instructions, active
+lanes, 32-byte sectors per global request, passes ("ways") per shared-memory request, bytes; with the ideal beside each.
+It also holds what `races` finds. PTX counts are not machine-code counts: ptxas vectorises, predicates and spills.
+
+Sources: CUDA C++ Best Practices Guide, "Coalesced Access to Global Memory" and "Shared Memory"; Nsight Compute's
+definitions of sectors per request and bank conflicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .faults import EmulatorFault, Race
+from .lanes import Lanes
+from .memory import Located, Memory, Site
+from .races import RaceDetector
+from .warps import WarpForm
+
+SECTOR_SHIFT = 5
+BANK_BYTES = 128  # 32 banks of 4 bytes: what shared memory delivers in one pass
+
+
+@dataclass
+class LineMetrics:
+    """What one source line did."""
+
+    instructions: int = 0
+    """Executed warp instructions."""
+    lanes: int = 0
+    """Active lanes, summed over those instructions; 32 each is the best."""
+    global_requests: int = 0
+    sectors: int = 0
+    ideal_sectors: int = 0
+    shared_requests: int = 0
+    ways: int = 0
+    ideal_ways: int = 0
+    bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes that the lanes asked for, by space."""
+
+    @property
+    def active_lanes(self) -> float:
+        """Active lanes per executed instruction, 0 to 32."""
+        return self.lanes / self.instructions if self.instructions else 0.0
+
+    @property
+    def sectors_per_request(self) -> float:
+        """32-byte sectors per global request."""
+        return self.sectors / self.global_requests if self.global_requests else 0.0
+
+    @property
+    def ways_per_request(self) -> float:
+        """Passes per shared-memory request; 1 is free of conflicts for accesses up to 4 bytes wide."""
+        return self.ways / self.shared_requests if self.shared_requests else 0.0
+
+
+@dataclass
+class _SiteCounts:
+    requests: int = 0
+    units: int = 0
+    ideal: int = 0
+    bytes: int = 0
+    space: str = ""
+
+
+class Trace:
+    """Collects metrics, races and unwritten reads of one or more launches.
+
+    Args:
+        races: also look for races and unwritten reads (slower).
+
+    Attributes:
+        races: what was found, one `Race` per kind and pair of lines.
+        faults: unwritten reads, as `EmulatorFault` objects that were not raised, one per line.
+    """
+
+    def __init__(self, races: bool = True):
+        self.races: list[Race] = []
+        self.faults: list[EmulatorFault] = []
+        self._detect = races
+        self._plans: list = []
+        self._blocks: dict[tuple[int, int], list[int]] = {}
+        self._sites: dict[tuple[int, int], _SiteCounts] = {}
+        self._plan_number = 0
+        self.detector: RaceDetector | None = None
+
+    # --- called by the emulator ------------------------------------------------------------------------------------
+
+    def begin(self, plan, launch) -> None:
+        """Start a launch."""
+        if plan not in self._plans:
+            self._plans.append(plan)
+        self._plan_number = self._plans.index(plan)
+        self.detector = RaceDetector(plan, launch, self) if self._detect else None
+
+    def executed(self, batch, block: int, lanes: Lanes) -> None:
+        """Count a basic block executed by a set of lanes."""
+        counts = self._blocks.setdefault((self._plan_number, block), [0, 0])
+        counts[0] += _warp_count(lanes)
+        counts[1] += lanes.count
+        if self.detector is not None:
+            self.detector.enter(batch)
+
+    def access(self, memory: Memory, at: Located, delta: int, site: Site, values: tuple | None = None) -> None:
+        """Count a memory instruction; `values` are what it writes."""
+        space = at.region.space
+        counts = self._sites.setdefault((self._plan_number, site.number), _SiteCounts(space=space))
+        counts.bytes += at.lanes.count * site.width
+        if space in ("global", "shared"):
+            address = at.region.base + at.offset + delta
+            form = WarpForm(at.lanes)
+            wide = form.spread(np.asarray(address))
+            function = _sectors if space == "global" else _ways
+            requests, units, ideal = function(wide, form.present, site.width)
+            copies = at.lanes.shape[1] if form.present is None and wide.shape[2] == 1 else 1
+            counts.requests += requests * copies
+            counts.units += units * copies
+            counts.ideal += ideal * copies
+        if self.detector is not None:
+            self.detector.access(memory, at, delta, site, values)
+
+    def block_barrier(self, batch, complete: np.ndarray | None) -> None:
+        """Note a barrier that opened, in some blocks or (None) in all."""
+        if self.detector is not None:
+            self.detector.block_barrier(complete)
+
+    def warp_barrier(self, batch, lanes: Lanes) -> None:
+        """Note a __syncwarp that lanes passed."""
+        if self.detector is not None:
+            self.detector.warp_barrier(lanes)
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def lines(self) -> dict[int, LineMetrics]:
+        """Metrics by source line (0: instructions without one)."""
+        result: dict[int, LineMetrics] = {}
+        for (plan_number, number), (warps, lanes) in self._blocks.items():
+            plan = self._plans[plan_number]
+            block = plan.graph.blocks[number]
+            items = [*block.instructions, *([block.last] if block.last is not None else [])]
+            for item in items:
+                line = result.setdefault(plan.line_of(item.place), LineMetrics())
+                line.instructions += warps
+                line.lanes += lanes
+        for (plan_number, number), counts in self._sites.items():
+            site = self._plans[plan_number].code.sites[number]
+            line = result.setdefault(site.line, LineMetrics())
+            line.bytes[counts.space] = line.bytes.get(counts.space, 0) + counts.bytes
+            if counts.space == "global":
+                line.global_requests += counts.requests
+                line.sectors += counts.units
+                line.ideal_sectors += counts.ideal
+            elif counts.space == "shared":
+                line.shared_requests += counts.requests
+                line.ways += counts.units
+                line.ideal_ways += counts.ideal
+        return dict(sorted(result.items()))
+
+
+def _warp_count(lanes: Lanes) -> int:
+    """How many warps have at least one lane in the set."""
+    if lanes.index is None:
+        thread = lanes.thread[:, 0]
+        return int(np.unique(thread >> 5).size) * lanes.block.size
+    universe = lanes.universe
+    warps = np.zeros((-(-universe.threads // 32), universe.blocks), bool)
+    warps[lanes.thread >> 5, lanes.block] = True
+    return int(np.count_nonzero(warps))
+
+
+def _distinct(units: np.ndarray, present: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts along axis 1; returns the sorted units and where each is the first of its kind (absent lanes never are)."""
+    if present is not None:
+        units = np.where(present, units, -1)
+    ordered = np.sort(units, axis=1)
+    first = np.ones(ordered.shape, bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return ordered, first & (ordered >= 0)
+
+
+def _sectors(address: np.ndarray, present: np.ndarray | None, width: int) -> tuple[int, int, int]:
+    """Requests, sectors, and the sectors that as many bytes need at least."""
+    _, first = _distinct(address >> SECTOR_SHIFT, present)
+    if present is None:
+        requests = address.shape[0] * address.shape[2]
+        return requests, int(first.sum()), requests * width
+    active = present.sum(axis=1)
+    ideal = -(-(active * width) // 32)
+    return int((active > 0).sum()), int(first.sum()), int(ideal.sum())
+
+
+def _ways(address: np.ndarray, present: np.ndarray | None, width: int) -> tuple[int, int, int]:
+    """Requests, passes, and the passes without conflicts: 8-byte accesses go in 2 phases of lanes, 16-byte ones in 4."""
+    unit = max(4, min(width, 16))
+    phases = unit // 4
+    warps, _, blocks = address.shape
+    shape = (warps * phases, 32 // phases, blocks)
+    units = (address // unit).reshape(shape)
+    there = None if present is None else present.reshape(shape)
+    ordered, first = _distinct(units, there)
+    banks = BANK_BYTES // unit
+    row = (np.arange(shape[0])[:, None, None] * blocks + np.arange(blocks)[None, None, :]) * banks
+    hits = np.bincount((row + ordered % banks)[first], minlength=shape[0] * blocks * banks)
+    ways = hits.reshape(-1, banks).max(axis=1)
+    active = np.ones((warps, blocks), bool) if present is None else present.any(axis=1)
+    return int(active.sum()), int(ways.sum()), int((ways > 0).sum())

@@ -65,7 +65,7 @@ def layers(run: str, size: tuple[int, int]) -> None:
             if dtype == "float16":
                 x = x.half().to(memory_format=torch.channels_last)
             one = Candidate(
-                version="eager",
+                version="eager + benchmark",
                 run=lambda s=stage, x=x: s.run(x),
                 dtype=dtype,
                 layout=layout,
@@ -104,6 +104,7 @@ def main() -> int:
     os.environ["STYLEFORGE_RECORDS"] = str(arguments.records)
     sizes = [tuple(int(n) for n in size.split("x")) for size in arguments.sizes.split(",")]
     run = records.new_run()
+    torch.backends.cudnn.benchmark = True  # the peers that are without it say so
     with torch.inference_mode():
         if "ceilings" in parts:
             ceilings(run)

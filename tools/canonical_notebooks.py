@@ -63,6 +63,8 @@ def canonical(path: Path) -> str:
         cell.setdefault("id", f"cell-{number:02}")
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({**({"tags": tags} if tags else {}), **(HIDDEN if "prose" in tags else {})})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _only_a_widget(output)]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET_VIEW in data and any(kind.startswith("image/") for kind in data):
@@ -71,6 +73,12 @@ def canonical(path: Path) -> str:
                 output["metadata"] = {}
     nbformat.validate(notebook)
     return nbformat.writes(notebook, indent=1) + "\n"
+
+
+def _only_a_widget(output: nbformat.NotebookNode) -> bool:
+    """Tell whether an output is a widget with no picture of itself: dead, it would be a line of its repr."""
+    data = output.get("data", {})
+    return WIDGET_VIEW in data and set(data) <= {WIDGET_VIEW, "text/plain"}
 
 
 def main() -> int:

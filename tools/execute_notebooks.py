@@ -24,7 +24,7 @@ def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
     client = NotebookClient(
         notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
     )
-    with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell") as bar:
+    with tqdm(total=sum(cell.cell_type == "code" for cell in notebook.cells), desc=path.stem, unit="cell") as bar:
         client.on_cell_executed = lambda **_: bar.update()
         client.execute()
     return client.nb

@@ -127,15 +127,11 @@ def bench(
 def replay(
     operator: str, candidates: Sequence[Candidate], *, shape: str, methods: Sequence[str] = ("cold",)
 ) -> "Table":
-    """Return the newest recorded rows of ``candidates``."""
-    rows, missing = [], []
-    for method in methods:
-        for c in candidates:
-            wanted = {"version": c.version, "dtype": c.dtype, "layout": c.layout, "shape": shape, "method": method}
-            found = records.latest(operator=operator, **wanted)
-            rows += found
-            missing += [] if found else [f"{c.version} {c.dtype} ({method})"]
-    return Table(rows, replayed=True, missing=tuple(missing))
+    """Return the recorded rows of ``candidates``, all of one run: the fullest there is, of equals the newest."""
+    wanted = {(operator, c.version, shape, c.dtype, c.layout, method): c for method in methods for c in candidates}
+    found = {row.key: row for row in records.fullest_run(row for row in records.read() if row.key in wanted)}
+    missing = tuple(f"{c.version} {c.dtype} ({key[-1]})" for key, c in wanted.items() if key not in found)
+    return Table([found[key] for key in wanted if key in found], replayed=True, missing=missing)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ Contents: the style (KIND_COLOURS, axes), the network as a drawing (draw_network
 shares (draw_shares), versions against each other (draw_versions), and pictures (draw_pictures).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 
 import matplotlib.pyplot as plt
+from IPython import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -50,12 +53,25 @@ STYLE = {
 }
 
 
+def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the lessons' style, and return the figure closed: a notebook shows what a cell returns, once."""
+
+    @wraps(draw)
+    def drawn(*arguments: object, **options: object) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*arguments, **options)
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
 def axes(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: object) -> tuple[Figure, Axes]:
     """Return a figure of ``size`` inches and its axes, constrained; Matplotlib's subplots takes the rest."""
     return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
-@plt.rc_context(STYLE)
+@_drawing
 def draw_network(plan: Sequence[Stage]) -> Figure:
     """Draw the layers as blocks (height: the picture's height; shade: channels) above the GFLOP that each one takes."""
     layers: dict[str, list[Stage]] = {}
@@ -85,7 +101,7 @@ def draw_network(plan: Sequence[Stage]) -> Figure:
     return figure
 
 
-@plt.rc_context(STYLE)
+@_drawing
 def draw_profile(profiles: Mapping[str, Iterable[StageTime]]) -> Figure:
     """Stack the milliseconds of each layer's stages; one panel a profile, the ten residual layers as one."""
     merged = {title: merge_residual(times) for title, times in profiles.items()}
@@ -114,7 +130,7 @@ def draw_profile(profiles: Mapping[str, Iterable[StageTime]]) -> Figure:
     return figure
 
 
-@plt.rc_context(STYLE)
+@_drawing
 def draw_shares(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw one full-width bar for each entry: what share of a whole each kind takes, in percent."""
     figure, panel = axes(size=(10, 0.75 + 0.55 * len(shares)))
@@ -141,7 +157,7 @@ def draw_shares(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-@plt.rc_context(STYLE)
+@_drawing
 def draw_versions(rows: Sequence[Measurement], *, title: str, highlight: str = "") -> Figure:
     """Draw one bar for each row, the slowest on top; ``highlight`` is the version to beat."""
     rows = sorted(rows, key=lambda row: -row.median_ms)
@@ -162,14 +178,18 @@ def draw_versions(rows: Sequence[Measurement], *, title: str, highlight: str = "
     return figure
 
 
-@plt.rc_context(STYLE)
-def draw_pictures(rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> Figure:
-    """Draw pictures in rows under their ``titles``, without axes; each row is as high as its first picture asks."""
+def draw_pictures(rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> display.Image:
+    """Draw pictures in rows under their ``titles``; a JPEG, since a stored notebook should stay small."""
+    buffer = io.BytesIO()
+    _draw_pictures(rows, titles).savefig(buffer, format="jpeg", pil_kwargs={"quality": 88})
+    return display.Image(buffer.getvalue(), format="jpeg")
+
+
+@_drawing
+def _draw_pictures(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Figure:
     heights = [row[0].height / row[0].width for row in rows]
-    width = 10 / len(titles)
-    figure, panels = axes(
-        len(rows), len(titles), size=(10, width * sum(heights) + 0.3), squeeze=False, height_ratios=heights
-    )
+    size = (10, 10 / len(titles) * sum(heights) + 0.3)
+    figure, panels = axes(len(rows), len(titles), size=size, squeeze=False, height_ratios=heights)
     for row, line in zip(rows, panels, strict=True):
         for picture, panel in zip(row, line, strict=True):
             panel.imshow(picture, interpolation="lanczos")

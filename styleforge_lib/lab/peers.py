@@ -1,7 +1,8 @@
 """The peers: every way in which PyTorch itself runs the whole TransformerNet, measured in one run.
 
 "tf32" is PyTorch's default for float32 (convolutions multiply in TF32), "float32" the same without TF32, and "float16"
-has its tensors channels_last, the layout that tensor cores read best.
+has its tensors channels_last, the layout that tensor cores read best. "eager" is PyTorch as it comes; every other way
+has cudnn.benchmark on, which tries cuDNN's algorithms once for each shape and keeps the fastest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,8 @@ from styleforge_lib.models.transformer_net import TransformerNet
 
 STYLE, PHOTO = "starry_night", "astronaut"
 PRECISIONS = (("float32", "nchw"), ("tf32", "nchw"), ("float16", "nhwc"))
-COMPILED = {
+EAGER = ("eager", "eager + benchmark", "eager + graph")
+COMPILED = {  # version: torch.compile's mode
     "float32": {},
     "tf32": {"compile": "default"},
     "float16": {"compile": "default", "compile max-autotune": "max-autotune"},
@@ -61,7 +63,7 @@ def _names(compiled: bool) -> list[Candidate]:
     return [
         Candidate(version=version, dtype=dtype, layout=layout)
         for dtype, layout in PRECISIONS
-        for version in ("eager", "eager + graph", *(COMPILED[dtype] if compiled else ()))
+        for version in (*EAGER, *(COMPILED[dtype] if compiled else ()))
     ]
 
 
@@ -72,21 +74,21 @@ def _peers(net: TransformerNet, x: torch.Tensor, compiled: bool) -> Iterator[Can
     net.float()
     half = load_style(STYLE, "cuda").half().to(memory_format=torch.channels_last)
     x_half = x.half().to(memory_format=torch.channels_last)
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     try:
         for dtype, layout in PRECISIONS:
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype != "float32"
+            cudnn.allow_tf32 = matmul.allow_tf32 = dtype != "float32"
             model, image = (half, x_half) if dtype == "float16" else (net, x)
-            eager = _calling(model, image)
-            ways = [("eager", lambda e=eager: e), ("eager + graph", lambda e=eager: graphed(e))]
-            for name, mode in COMPILED[dtype].items() if compiled else ():
-                ways.append((name, lambda m=model, i=image, mode=mode: _calling(_compiled(m, mode), i)))
-            for version, make in ways:
-                run = make()
+            for version in (*EAGER, *(COMPILED[dtype] if compiled else ())):
+                cudnn.benchmark = version != "eager"
+                mode = COMPILED[dtype].get(version)
+                run = _calling(_compiled(model, mode) if mode else model, image)
+                run = graphed(run) if version == "eager + graph" else run
                 found = errors(run(), reference)
                 yield Candidate(version=version, run=run, dtype=dtype, layout=layout, flops=flops, **found)
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _calling(model: Callable, image: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -88,7 +88,7 @@ def as_records(times: Iterable[StageTime], *, shape: str, dtype: str, layout: st
     return [
         Measurement(
             operator=f"{OPERATOR}.{t.layer}.{t.kind}",
-            version="eager",
+            version="eager + benchmark",
             shape=shape,
             dtype=dtype,
             layout=layout,
@@ -105,9 +105,12 @@ def as_records(times: Iterable[StageTime], *, shape: str, dtype: str, layout: st
     ]
 
 
-def recorded(*, shape: str, dtype: str, layout: str = "nchw") -> tuple[list[StageTime], str]:
-    """Return the newest recorded profile and where it was measured ("NVIDIA H200, 2026-11-22")."""
-    wanted = {"version": "eager", "shape": shape, "dtype": dtype, "layout": layout, "method": "inside"}
+def recorded(*, shape: str, dtype: str, layout: str = "nchw", method: str = "inside") -> tuple[list[StageTime], str]:
+    """Return the newest recorded profile and where it was measured ("NVIDIA H200, 2026-11-22").
+
+    ``method`` "inside" has the stages within the running network, "cold" each one alone with the L2 flushed.
+    """
+    wanted = {"version": "eager + benchmark", "shape": shape, "dtype": dtype, "layout": layout, "method": method}
     rows = records.latest(operator=OPERATOR + ".*", **wanted)
     if not rows:
         raise LookupError(f"no recorded profile of {shape} in {dtype} {layout}: `make bench` on a GPU writes one")

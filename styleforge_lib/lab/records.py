@@ -124,15 +124,27 @@ def latest(rows: Iterable[Measurement] | None = None, **wanted: str) -> list[Mea
     if unknown := wanted.keys() - set(_COLUMNS):
         raise ValueError(f"a measurement has no column {sorted(unknown)[0]!r}; it has {', '.join(_COLUMNS)}")
     rows = [row for row in (read() if rows is None else rows) if _matches(row, wanted)]
+    newest: dict[tuple, Measurement] = {}
+    for row in sorted(_of_one_gpu(rows), key=lambda row: row.run):
+        newest.pop(row.key, None)
+        newest[row.key] = row
+    return list(newest.values())
+
+
+def fullest_run(rows: Iterable[Measurement]) -> list[Measurement]:
+    """Keep the rows of one run on one GPU (chosen as by ``latest``): the run with most rows, of equals the newest."""
+    runs: dict[str, list[Measurement]] = {}
+    for row in _of_one_gpu(list(rows)):
+        runs.setdefault(row.run, []).append(row)
+    return max(runs.items(), key=lambda item: (len(item[1]), item[0]))[1] if runs else []
+
+
+def _of_one_gpu(rows: list[Measurement]) -> list[Measurement]:
     if not rows:
         return []
     here = machine()["gpu"]
     gpu = here if any(row.gpu == here for row in rows) else max(rows, key=lambda row: row.run).gpu
-    newest: dict[tuple, Measurement] = {}
-    for row in sorted((row for row in rows if row.gpu == gpu), key=lambda row: row.run):
-        newest.pop(row.key, None)
-        newest[row.key] = row
-    return list(newest.values())
+    return [row for row in rows if row.gpu == gpu]
 
 
 def _matches(row: Measurement, wanted: dict[str, str]) -> bool:

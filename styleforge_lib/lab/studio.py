@@ -3,8 +3,8 @@
 import io
 
 import ipywidgets as widgets
+from IPython.display import Image as ShownImage
 from IPython.display import display
-from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from styleforge_lib.lab.compare import compare
@@ -17,7 +17,7 @@ from styleforge_lib.pictures import PictureError, from_image, on_white
 LONGEST = 512  # pixels: a CPU paints such a picture in about a second
 
 
-def gallery(photos: tuple[str, ...] = ("astronaut", "chelsea"), *, size: int = 320) -> Figure:
+def gallery(photos: tuple[str, ...] = ("astronaut", "chelsea"), *, size: int = 320) -> ShownImage:
     """Draw each photo beside its painting in every shipped style, ``size`` pixels along the long side."""
     rows = [[photo(name), *(stylize(photo(name), style, size=size) for style in list_styles())] for name in photos]
     return draw_pictures(rows, titles=["photo", *list_styles()])

@@ -6,6 +6,7 @@
 
 const MODES = { wipe: "Wipe", side: "Side by side", difference: "Difference" };
 const TALLEST = 720; // CSS pixels
+const PATIENCE = 4000; // ms until a kernel that sends no difference is taken for dead
 const PIXELS_FROM = 3; // screen pixels to one of the picture: from here on the pixels are shown as squares
 
 function render({ model, el }) {
@@ -13,6 +14,7 @@ function render({ model, el }) {
   const [nameA, nameB] = model.get("labels");
   const lens = { zoom: 1, x: 0.5, y: 0.5 };
   const urls = [];
+  let waiting = null; // for the kernel's difference
 
   // ------------------------------------------------------------------ elements
   const picture = (trait, alt) => {
@@ -85,6 +87,8 @@ function render({ model, el }) {
     gain.node.hidden = mode !== "difference";
     paneD.querySelector(".sf-label").textContent = `|${nameA} − ${nameB}| × ${model.get("gain")}`;
     note.hidden = Boolean(difference.img.src);
+    if (mode === "difference" && !note.hidden && !waiting)
+      waiting = setTimeout(() => { note.textContent = "The difference needs the kernel: run the cell again."; }, PATIENCE);
     // Side by side needs a stage of twice the shape. A tall picture must not outgrow the window: a fixed height, since
     // in Colab's frames vh is the height of the frame, which follows its content.
     const aspect = (mode === "side" ? 2 : 1) * (width / height);
@@ -234,6 +238,7 @@ function render({ model, el }) {
     for (const name of ["wipe", "mode", "gain"]) model.off(`change:${name}`, draw);
     model.off("change:difference", loadDifference);
     resized.disconnect();
+    clearTimeout(waiting);
     for (const url of urls) URL.revokeObjectURL(url);
   };
 }

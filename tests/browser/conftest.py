@@ -40,6 +40,15 @@ CHROMIUM_FLAGS = (
 )
 # The one thing that a notebook takes from the network. The badge is served from here; all else is refused.
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+# What JupyterLab itself says on a healthy page, and why.
+NOISE = {
+    "Could not restore the debugger state: Canceled future": "its debugger asks a kernel that a test has just ended",
+}
+# A person's choices that the tests make too.
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no question
+    "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},  # widgets live on in a reopened notebook
+}
 PANEL = "window.jupyterapp.shell.currentWidget"
 
 
@@ -93,6 +102,7 @@ def new_page(chromium):
     yield new_page
     for context in contexts:
         context.close()
+    errors = [error for error in errors if not error.startswith(tuple(NOISE))]
     assert not errors, "the browser says: " + "\n".join(errors)
 
 
@@ -148,9 +158,10 @@ def jupyterlab(tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
     }
     private |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # no question about news over the page
+    for plugin, values in SETTINGS.items():
+        settings = home / "settings" / f"{plugin}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(values))
     work = home / "work"
     work.mkdir()
     server = subprocess.Popen(
@@ -209,8 +220,7 @@ def open_notebook(jupyterlab, new_page):
 
     yield open_notebook
     for notebook in opened:
-        if not notebook.page.is_closed():
-            notebook.close()
+        notebook.close()
 
 
 class Notebook:
@@ -218,8 +228,11 @@ class Notebook:
 
     def __init__(self, page):
         self.page = page
-        page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.sessionContext", timeout=60_000)
-        page.wait_for_function(f"{PANEL}.context.sessionContext.session?.kernel?.status === 'idle'", timeout=60_000)
+        self._wait_for_kernel()
+
+    def _wait_for_kernel(self) -> None:
+        idle = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'"
+        self.page.wait_for_function(idle, timeout=60_000)
 
     def ask(self, function: str):
         """Evaluate a JavaScript function of the notebook's panel."""
@@ -286,6 +299,15 @@ class Notebook:
             position += 0.9 * scroller.evaluate("e => e.clientHeight")
             number += 1
 
+    def save(self) -> None:
+        """Save the notebook."""
+        self.ask("panel => panel.context.save()")
+
     def close(self) -> None:
-        """End the kernel."""
-        self.ask("panel => panel.context.sessionContext.shutdown()")
+        """End the kernel, and close the notebook as it is."""
+        self.ask("panel => panel.context.sessionContext.shutdown().then(() => panel.dispose())")
+
+    def reopen(self, name: str) -> None:
+        """Open a notebook of the directory, in the same page."""
+        self.page.evaluate("path => { window.jupyterapp.commands.execute('docmanager:open', { path }) }", name)
+        self._wait_for_kernel()

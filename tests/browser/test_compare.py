@@ -299,3 +299,31 @@ def test_in_jupyterlab(open_notebook):
     shoot("dark")
     (output,) = notebook.cells()[1]["outputs"]
     assert {"image/jpeg", "application/vnd.jupyter.widget-view+json", "text/plain"} <= output["data"].keys()
+
+
+def test_a_reopened_notebook(open_notebook, jupyterlab):
+    """With no kernel that knows the widget: a static picture in a foreign notebook, a living widget in one's own."""
+    notebook = open_notebook(CELLS, name="mine.ipynb")
+    page = notebook.page
+    notebook.run_all(60)
+    page.wait_for_selector(".sf-compare[data-ready=true]")
+    notebook.save()
+    notebook.close()
+    page.wait_for_selector(".sf-compare", state="detached")
+
+    notebook.reopen("mine.ipynb")
+    page.wait_for_selector(".sf-compare[data-ready=true]")
+    assert notebook.drag_compare() == 1
+    page.get_by_role("button", name="Difference").click()
+    page.get_by_text("The difference needs the kernel: run the cell again.").wait_for()
+    notebook.close()
+
+    # What somebody else ran is not trusted, until it is run here.
+    folder = jupyterlab[0]
+    text = (folder / "mine.ipynb").read_text()
+    (folder / "foreign.ipynb").write_text(text.replace("compare(photo |", "compare(their photo |"))
+    notebook.reopen("foreign.ipynb")
+    picture = page.locator(".jp-OutputArea img")
+    picture.wait_for()
+    assert picture.get_attribute("src").startswith("data:image/jpeg;base64,")
+    assert picture.evaluate("i => i.naturalWidth") > 900

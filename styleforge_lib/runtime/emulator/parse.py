@@ -320,10 +320,10 @@ class _Parser:
             self.module.variables[variable.name] = variable
 
     def _registers(self, text: str) -> None:
-        words = text.split(None, 2)
-        kind, names = words[1].lstrip("."), words[2]
-        if kind in ("v2", "v4"):
-            raise ValueError(f"PTX vector registers are not read: {text}")
+        match = re.match(r"\.reg\s*\.(\w+)\s+(.*)$", text, re.DOTALL)
+        if match is None or match.group(1) in ("v2", "v4"):
+            raise ValueError(f"PTX registers are not understood: {text}")
+        kind, names = match.groups()
         scope = self.scopes[-1]
         for name in (part.strip() for part in names.split(",")):
             if name.endswith(">"):

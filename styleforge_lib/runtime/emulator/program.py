@@ -23,7 +23,8 @@ from .translate.floats import Underflow
 
 MAX_THREADS = 1024
 TRACED_LANES_PER_BATCH = 8192  # shadow memory is several times the size of what it shadows
-_POLLING = ("volatile", "relaxed", "acquire", "mmio")
+# What a loop that waits for another thread does in every turn.
+_POLLING = {"ld": ("volatile", "relaxed", "acquire", "mmio"), "atom": ("cas", "exch")}
 
 
 @dataclass(slots=True)
@@ -94,8 +95,9 @@ class Plan:
             else:
                 choice = bit[block.register]
         polls = any(
-            item.opcode == "atom" or (item.opcode == "ld" and any(word in item.modifiers for word in _POLLING))
+            any(word in item.modifiers for word in _POLLING[item.opcode])
             for item in block.instructions
+            if item.opcode in _POLLING
         )
         ends = {bit[name] for name in self._read_at_end(block)}
         dead = [bit[name] for name in inputs if not block.live_out >> bit[name] & 1 and bit[name] not in ends]

@@ -18,7 +18,7 @@ from .system import System
 from .warps import Warps
 
 LANES_PER_BATCH = 32768  # fewer pay NumPy's cost per call, more leave the cache
-PATIENCE = 2000  # turns a polling loop gets before somebody else is let forward
+PATIENCE = 50  # turns a polling loop gets before the lanes that it may be waiting for are let forward
 _MEMO_SIZE = 64
 _WARP = "warp"
 

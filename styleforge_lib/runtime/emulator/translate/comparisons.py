@@ -112,13 +112,35 @@ def _setp_pairs(e, ins, m):
 
 @rule("set")
 def _set(e, ins, m):
+    if "f16x2" in m.left:
+        _set_pairs(e, ins, m)
+        return
     kind = m.type(*_TYPES)
-    result = m.type("u32", "s32", "f32", "u16", "s16")
+    result = m.type("u32", "s32", "f32", "u16", "s16", "f16")
     condition, combine = _condition(e, ins, m, kind, ins.operands[1:3])
     m.finish()
     condition = _combined(e, condition, combine, ins.operands[3] if combine else None)
-    true = e.constant(1.0, "f32") if result == "f32" else e.literal(Imm(-1, "int"), DTYPES[result])
+    true = e.constant(1.0, result) if result[0] == "f" else e.literal(Imm(-1, "int"), DTYPES[result])
     e.set_expression(ins.operands[0], f"select({condition}, {true}, {e.constant(0, result)})", result)
+
+
+def _set_pairs(e, ins, m):
+    """Two comparisons at once; each half becomes 1.0 (or all ones, if the result is an integer) or 0."""
+    kind = m.type("f16x2")
+    result = m.type("f16x2", "u32", "s32")
+    comparison = m.one_of(*_COMPARISONS) or m.refuse()
+    ftz = m.flag("ftz")
+    m.finish()
+    if ftz:
+        m.refuse()
+    a, b = (e.use(value, kind) for value in ins.operands[1:3])
+    true = e.constant(1.0, "f16") if result == "f16x2" else e.constant(0xFFFF, "u16")
+    false = e.constant(0, "f16" if result == "f16x2" else "u16")
+    halves = []
+    for half in (0, 1):
+        x, y = (e.form(v, f"half{half}", f"half_of({v}, {half})") for v in (a, b))
+        halves.append(e.new(f"select({_compare(e, comparison, 'f16', x, y, m)}, {true}, {false})"))
+    e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "u32")
 
 
 @rule("selp")

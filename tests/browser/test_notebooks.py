@@ -19,6 +19,10 @@ def test_runs_to_its_end(path, open_notebook):
     notebook.run_all(SECONDS)
     cells = [cell for cell in notebook.cells() if "".join(cell["source"]).strip()]
     assert all(cell["execution_count"] for cell in cells), "a cell was not run"
+    for cell in cells:
+        if "draw_" in cell["source"] and "import" not in cell["source"]:
+            kinds = [kind for output in cell["outputs"] for kind in output.get("data", ())]
+            assert any(kind.startswith("image/") for kind in kinds), f"no picture came of:\n{cell['source']}"
     notebook.shoot(path.stem)
     dragged = notebook.drag_compare()
     assert dragged or path.stem not in WITH_COMPARE

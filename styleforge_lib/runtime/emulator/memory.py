@@ -273,6 +273,12 @@ class Memory:
         skip = delta // width
         if isinstance(index, int):
             return tuple(data[index + skip + position] for position in range(count))
+        if count > 1 and not at.region.base % (width * count) and not left_out and index.size > _WORTH_ROWS:
+            # One row of `count` elements per lane, then the columns: fewer cache misses than `count` gathers.
+            rows = data[: data.size // count * count].reshape(-1, count)
+            place = at.index((width * count).bit_length() - 1, 0)
+            found = rows.take(place + delta // (width * count), axis=0)
+            return tuple(np.ascontiguousarray(found[..., position]) for position in range(count))
         if at.low < 0:
             index, skip = index + skip, 0
         return tuple(data[skip + position :].take(index) for position in range(count))
@@ -455,6 +461,7 @@ class Memory:
 
 
 _U4 = np.dtype(np.uint32)
+_WORTH_ROWS = 1024
 _UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
 
 

@@ -17,7 +17,7 @@ from .parse import Imm, Reg
 from .system import System
 from .warps import Warps
 
-LANES_PER_BATCH = 32768  # fewer pay NumPy's cost per call, more leave the cache
+LANES_PER_BATCH = 65536  # fewer pay NumPy's cost per call, more leave the cache
 PATIENCE = 50  # turns a polling loop gets before the lanes that it may be waiting for are let forward
 _MEMO_SIZE = 64
 _WARP = "warp"

@@ -12,6 +12,7 @@ NumPy rounds +, -, *, / and sqrt to nearest as IEEE 754 and PTX (.rn) do. The re
 
 from __future__ import annotations
 
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -24,6 +25,7 @@ F4, F8 = np.float32, np.float64
 _MIDPOINT = np.int32(-(2**31))
 _THREE = np.int32(3)
 _TWO_SUM_SAFE = 2.0**1000
+_WORTH_SCRATCH = 4096
 
 
 class Underflow:
@@ -40,23 +42,53 @@ class Underflow:
 # --- fused multiply-add, float32 ---------------------------------------------------------------------------------------
 
 
+class _Scratch(threading.local):
+    """Two float64 buffers per thread, of the last shape that was asked for: no allocation in the hottest function."""
+
+    shape: tuple = ()
+
+    def of(self, shape: tuple[int, ...]) -> _Scratch:
+        if shape != self.shape:
+            self.shape = shape
+            self.sum, self.spare = np.empty(shape, F8), np.empty(shape, F8)
+            self.sum_bits, self.spare_bits = self.sum.view(np.int32), self.spare.view(np.int32)
+        return self
+
+
+_scratch = _Scratch()
+
+
 @helper
 def fma32(a, b, c):
-    """float32 of a * b + c, rounded once; operands are float64 that hold float32 values."""
-    product = a * b
-    total = product + c
+    """float32 of a * b + c, rounded once; a and b are float64 that hold float32 values, c is float32."""
+    if isinstance(c, np.ndarray) and c.size >= _WORTH_SCRATCH:
+        scratch = _scratch.of(c.shape)
+        total, spare = scratch.sum, scratch.spare
+        try:
+            np.multiply(a, b, out=total)
+        except ValueError:  # a * b is of more lanes than c
+            return _fma32_plain(a, b, c.astype(F8))
+        np.copyto(spare, c)
+        total += spare
+        Underflow.seen = False
+        result = total.astype(F4)
+        np.left_shift(scratch.sum_bits, _THREE, out=scratch.spare_bits)
+        if scratch.spare_bits.min() == _MIDPOINT or Underflow.seen:
+            return _repaired_where_needed(a, b, c, total, result)
+        return result
+    return _fma32_plain(a, b, c.astype(F8))
+
+
+def _fma32_plain(a, b, c):
+    total = a * b + c
     Underflow.seen = False
     if not isinstance(total, np.ndarray):
         result = F4(total)
         if (int(total.view(np.uint64)) & 0x1FFFFFFF) != 0x10000000 and not Underflow.seen:
             return result
-        return _repaired(np.array([product]), np.array([c]), np.array([total]), "rn")[0]
-    bits = total.view(np.int32)
-    scratch = product.view(np.int32) if product.shape == total.shape else None
-    shifted = np.left_shift(bits, _THREE, out=scratch)
-    tie = shifted.min() == _MIDPOINT
+        return _repaired(np.array([a * b]), np.array([c]), np.array([total]), "rn")[0]
     result = total.astype(F4)
-    if tie or Underflow.seen:
+    if (total.view(np.int32) << _THREE).min() == _MIDPOINT or Underflow.seen:
         return _repaired_where_needed(a, b, c, total, result)
     return result
 
@@ -69,7 +101,7 @@ def _repaired_where_needed(a, b, c, total, result):
     if doubtful.any():
         shape = total.shape
         a, b, c = (np.broadcast_to(value, shape)[doubtful] for value in (a, b, c))
-        result[doubtful] = _repaired(a * b, c, total[doubtful], "rn")
+        result[doubtful] = _repaired(a * b, c.astype(F8), total[doubtful], "rn")
     return result
 
 
@@ -323,8 +355,8 @@ def fused(e, ins, m) -> None:
     if kind == "f64":
         expression = f"fma64({a}, {b}, {c}, {rounding!r})"
     else:
-        a, b, c = wide(e, a), wide(e, b), wide(e, c)
-        expression = f"fma32({a}, {b}, {c})" if rounding == "rn" else f"rounded_sum({a} * {b}, {c}, {rounding!r})"
+        a, b = wide(e, a), wide(e, b)
+        expression = f"fma32({a}, {b}, {c})" if rounding == "rn" else f"rounded_sum({a} * {b}, {wide(e, c)}, {rounding!r})"
     finish(e, ins.operands[0], expression, kind, ftz, sat)
 
 

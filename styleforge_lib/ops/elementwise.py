@@ -1,0 +1,102 @@
+"""What the elementwise operators share: which calls their kernels take, and the launch.
+
+Contents
+    check_tensors       refusals: inputs and `out` that do not belong together
+    kernel_applies      whether the kernel takes this call, or PyTorch does
+    run                 allocate, look at the tensors as flat memory, launch
+    launch_flat         one kernel of a cuda/ file on contiguous tensors
+"""
+
+import functools
+import os
+
+import torch
+
+from styleforge_lib.ops.operator import FAST_DTYPES
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Module, compile_cuda
+
+VECTOR_BYTES = 16  # what a thread of cuda/common/elementwise.cuh moves at once
+THREADS = 256
+MAX_BLOCKS = 4096  # several times what any card holds at once; beyond it the kernels' grid-stride loop takes over
+
+
+def check_tensors(operator: str, out: torch.Tensor | None, **inputs: torch.Tensor) -> None:
+    """Raise one clear error unless all tensors agree in shape, dtype and device, and `out` shares no memory."""
+    named = inputs if out is None else {**inputs, "out": out}
+    first, x = next(iter(inputs.items()))
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{operator}: {name} must be a torch tensor, not {type(tensor).__name__}")
+        for what in ("shape", "dtype", "device"):
+            mine, other = getattr(tensor, what), getattr(x, what)
+            if mine != other:
+                mine, other = (tuple(mine), tuple(other)) if what == "shape" else (mine, other)
+                raise ValueError(f"{operator}: {name} has {what} {mine}, and {first} has {other}; they must be equal")
+    if out is None:
+        return
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in named.values()):
+        raise ValueError(f"{operator}: out= takes no part in automatic differentiation: leave it out, or use no_grad()")
+    for name, tensor in inputs.items():
+        if _overlap(tensor, out):
+            raise ValueError(
+                f"{operator}: out shares memory with {name}, which is only read: pass another tensor, or leave out= out"
+            )
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether the spans of memory that two tensors reach over meet."""
+    (a_start, a_end), (b_start, b_end) = _span(a), _span(b)
+    return a_start < b_end and b_start < a_end
+
+
+def _span(x: torch.Tensor) -> tuple[int, int]:
+    if not x.numel():
+        return x.data_ptr(), x.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
+def kernel_applies(out: torch.Tensor | None, *inputs: torch.Tensor) -> bool:
+    """Return whether the kernel takes this call; if not, PyTorch computes the same.
+
+    It takes float32 and float16 tensors of one dense layout (contiguous or channels_last) on a GPU, and on the CPU
+    where STYLEFORGE_DEVICE=emulator asks for the emulator. It has no backward.
+    """
+    x = inputs[0]
+    emulated = x.device.type == "cpu" and os.environ.get(DEVICE_VARIABLE, "").strip().lower() == "emulator"
+    if not (x.is_cuda or emulated) or x.dtype not in FAST_DTYPES or not x.numel():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return False
+    tensors = inputs if out is None else (*inputs, out)
+    return any(
+        all(tensor.is_contiguous(memory_format=layout) for tensor in tensors)
+        for layout in ((torch.contiguous_format, torch.channels_last) if x.dim() == 4 else (torch.contiguous_format,))
+    )
+
+
+def run(launch, out: torch.Tensor | None, *inputs: torch.Tensor) -> torch.Tensor:
+    """Call `launch(*inputs, out)` on contiguous views of tensors that `kernel_applies` to, and return `out`."""
+    out = torch.empty_like(inputs[0]) if out is None else out
+    # The memory of a channels_last tensor is that of a contiguous one with its dimensions in another order.
+    views = [x if x.is_contiguous() else x.permute(0, 2, 3, 1) for x in (*inputs, out)]
+    launch(*views)
+    return out
+
+
+def launch_flat(operator: str, *tensors: torch.Tensor) -> None:
+    """Launch `operator`_float32 or _float16 of cuda/operator.cu on contiguous tensors of one size, the output last."""
+    x = tensors[0]
+    dtype = str(x.dtype).removeprefix("torch.")
+    vectors = -(-x.numel() * x.element_size() // VECTOR_BYTES)
+    kernel = _module(operator, x.device, os.environ.get(DEVICE_VARIABLE)).kernel(f"{operator}_{dtype}")
+    kernel(min(-(-vectors // THREADS), MAX_BLOCKS), THREADS, (*tensors, x.numel()))
+
+
+@functools.cache
+def _module(operator: str, device: torch.device, wish: str | None) -> Module:
+    """Compile cuda/operator.cu once for each device that it is launched on."""
+    if device.type != "cuda":
+        return compile_cuda(f"{operator}.cu")
+    with torch.cuda.device(device):
+        return compile_cuda(f"{operator}.cu")

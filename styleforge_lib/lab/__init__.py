@@ -5,22 +5,28 @@ The names are imported here at once, not when asked for, because a module and it
 """
 
 from styleforge_lib.lab.bench import Candidate, bench, errors, graphed
+from styleforge_lib.lab.check import Verdict, check
 from styleforge_lib.lab.compare import compare
 from styleforge_lib.lab.figures import draw_network, draw_pictures, draw_profile, draw_shares, draw_versions
 from styleforge_lib.lab.machine import Machine
 from styleforge_lib.lab.peers import bench_peers, recorded_peers, transformer_net_now
 from styleforge_lib.lab.photos import photo, photo_tensor
 from styleforge_lib.lab.profile import by_kind, by_layer, merge_residual, profile, recorded
+from styleforge_lib.lab.roofline import Point, roofline
 from styleforge_lib.lab.studio import gallery, studio
+from styleforge_lib.lab.thread_map import thread_map
 from styleforge_lib.lab.words import say, tabulate, verdict
 
 __all__ = [
     "Candidate",
     "Machine",
+    "Point",
+    "Verdict",
     "bench",
     "bench_peers",
     "by_kind",
     "by_layer",
+    "check",
     "compare",
     "draw_network",
     "draw_pictures",
@@ -36,9 +42,11 @@ __all__ = [
     "profile",
     "recorded",
     "recorded_peers",
+    "roofline",
     "say",
     "studio",
     "tabulate",
+    "thread_map",
     "transformer_net_now",
     "verdict",
 ]

@@ -57,7 +57,7 @@ def stylize(
         ValueError: ``size`` is no positive whole number, or there is no such ``device``.
         TypeError: An argument of a kind that is not listed here.
     """
-    picture = _picture(image)
+    picture = picture_of(image)
     width, height = painted_size(picture.size, size)
     net = _network(style, device)
     where = _device_of(net)
@@ -89,7 +89,7 @@ def painted_size(picture_size: tuple[int, int], size: int | None) -> tuple[int, 
 # ---- the picture ----
 
 
-def _picture(image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+def picture_of(image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     """Return any accepted form of a picture as an upright 8-bit sRGB PIL image, "RGB" or "RGBA"."""
     if isinstance(image, str | os.PathLike):
         return load_picture(image)

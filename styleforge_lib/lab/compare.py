@@ -18,7 +18,7 @@ import traitlets
 from PIL import Image, ImageDraw
 
 from styleforge_lib.lab.widgets import LabWidget, asset, encode_picture, label_font
-from styleforge_lib.painter import _picture as as_picture
+from styleforge_lib.painter import picture_of
 from styleforge_lib.pictures import PictureError, on_white
 
 # The widget's copy of a picture travels through the notebook's connection. A megabyte holds 700 x 700 pixels of a
@@ -66,7 +66,7 @@ def subtract(a: Image.Image, b: Image.Image) -> tuple[Image.Image, dict]:
 def _read(value, name: str) -> Image.Image:
     """Return an RGB picture, transparent parts on white; `name` is the argument that an error speaks of."""
     try:
-        return on_white(as_picture(value))
+        return on_white(picture_of(value))
     except (PictureError, TypeError) as error:
         raise type(error)(f"{name}: {error}") from error
 

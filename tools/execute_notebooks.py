@@ -26,6 +26,9 @@ def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
     )
     with tqdm(total=sum(cell.cell_type == "code" for cell in notebook.cells), desc=path.stem, unit="cell") as bar:
         client.on_cell_executed = lambda **_: bar.update()
+        # nbclient's own stand-in for the Output widget sends messages while it waits for one, and then may miss the
+        # answer until the timeout (nbclient issue 312). Without it, what a widget captures is the cell's output.
+        client.comm_open_handlers.clear()
         client.execute()
     return client.nb
 
@@ -41,6 +44,8 @@ def main() -> int:
     if not torch.cuda.is_available() and not arguments.without_gpu:
         print("No GPU here: the stored outputs would be the emulator's. If that is what you want: --without-gpu")
         return 1
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path in arguments.notebooks:
         began = time.perf_counter()

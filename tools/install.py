@@ -10,6 +10,7 @@ Runs under the system's bare python3, so it uses the standard library alone. Thr
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -52,6 +53,19 @@ def plan(cuda: tuple[int, int] | None, extras: list[str], platform: str = sys.pl
     return [cpu, [["-e", _project(["cuda13", *extras])]]]
 
 
+def keep_widgets(environment: Path) -> None:
+    """Let JupyterLab store a notebook's widgets with it, so that they live on when it is opened again."""
+    settings = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}
+    folder = environment / "share" / "jupyter" / "lab" / "settings"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "overrides.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def _has_pip(python: Path) -> bool:
+    """Say whether the environment is whole: without python3-venv, Debian leaves one that has a python but no pip."""
+    return python.exists() and not subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode
+
+
 def _project(extras: list[str]) -> str:
     return f"{ROOT}[{','.join(extras)}]"
 
@@ -71,7 +85,7 @@ def main() -> int:
         )
         return 1
     python = arguments.venv / ("Scripts" if sysconfig.get_platform().startswith("win") else "bin") / "python"
-    if not python.exists():
+    if not _has_pip(python):
         print(f"Creating {arguments.venv} ...", flush=True)
         try:
             venv.create(arguments.venv, with_pip=True)
@@ -93,6 +107,7 @@ def main() -> int:
                 break
         else:
             return 1
+    keep_widgets(arguments.venv)
     return 0
 
 

@@ -4,10 +4,10 @@ The names are imported here at once, not when asked for, because a module and it
 (``compare``, ``profile``), and ``lab.compare`` must mean the function.
 """
 
-from styleforge_lib.lab.bench import Candidate, bench, errors, graphed
+from styleforge_lib.lab.bench import Candidate, bench, errors, graphed, recorded_table
 from styleforge_lib.lab.check import Verdict, check
 from styleforge_lib.lab.compare import compare
-from styleforge_lib.lab.figures import draw_network, draw_pictures, draw_profile, draw_shares, draw_versions
+from styleforge_lib.lab.figures import draw_network, draw_pictures, draw_profile, draw_shares, draw_sweep, draw_versions
 from styleforge_lib.lab.machine import Machine
 from styleforge_lib.lab.peers import bench_peers, recorded_peers, transformer_net_now
 from styleforge_lib.lab.photos import photo, photo_tensor
@@ -15,12 +15,14 @@ from styleforge_lib.lab.profile import by_kind, by_layer, merge_residual, profil
 from styleforge_lib.lab.roofline import Point, roofline
 from styleforge_lib.lab.studio import gallery, studio
 from styleforge_lib.lab.thread_map import thread_map
+from styleforge_lib.lab.toy_gpu import ToyGPU
 from styleforge_lib.lab.words import say, tabulate, verdict
 
 __all__ = [
     "Candidate",
     "Machine",
     "Point",
+    "ToyGPU",
     "Verdict",
     "bench",
     "bench_peers",
@@ -32,6 +34,7 @@ __all__ = [
     "draw_pictures",
     "draw_profile",
     "draw_shares",
+    "draw_sweep",
     "draw_versions",
     "errors",
     "gallery",
@@ -42,6 +45,7 @@ __all__ = [
     "profile",
     "recorded",
     "recorded_peers",
+    "recorded_table",
     "roofline",
     "say",
     "studio",

@@ -9,7 +9,7 @@ Peers are measured in one run, one after the other; every row says how it was ti
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -58,11 +58,20 @@ def time_warm(run: Callable[[], object], *, batches: int = 20, batch_ms: float =
 
     batch(3)
     calls = max(1, math.ceil(batch_ms / max(batch(5), 1e-3)))
-    times = torch.tensor([batch(calls) for _ in range(batches)], dtype=torch.float64)
-    return tuple(torch.quantile(times, torch.tensor(QUANTILES, dtype=torch.float64)).tolist())
+    return quantiles([batch(calls) for _ in range(batches)])
 
 
 CLOCKS = {"cold": time_cold, "warm": time_warm}
+
+
+def quantiles(samples: Sequence[float]) -> tuple[float, ...]:
+    """Return median, 20 % and 80 % quantile."""
+    values = torch.tensor(samples, dtype=torch.float64)
+    return tuple(torch.quantile(values, torch.tensor(QUANTILES, dtype=torch.float64)).tolist())
+
+
+def _quantiled(clock: Callable[[Callable], Sequence[float]]) -> Callable[[Callable], tuple[float, ...]]:
+    return lambda run: quantiles(clock(run))
 
 
 def graphed(run: Callable[[], object]) -> Callable[[], object]:
@@ -86,10 +95,12 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
 
 def errors(out: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     """Return ``rel_error`` and ``psnr_db`` of ``out`` against a float64 ``reference``; NaN stays NaN."""
+    if out.shape != reference.shape:
+        raise ValueError(f"out: its shape is {tuple(out.shape)}, but the reference has {tuple(reference.shape)}")
     difference = out.double() - reference
     rms = difference.square().mean().sqrt().item()
     norm = reference.square().mean().sqrt().item()
-    psnr = 20 * math.log10(255 / rms) if rms > 0 else (math.nan if math.isnan(rms) else math.inf)
+    psnr = math.nan if math.isnan(rms) else 20 * (math.log10(255) - math.log10(rms)) if rms else math.inf
     return {"rel_error": rms / norm if norm else rms, "psnr_db": psnr}
 
 
@@ -99,23 +110,27 @@ def bench(
     *,
     shape: str,
     methods: Sequence[str] = ("cold",),
+    clocks: Mapping[str, Callable[[Callable], Sequence[float]]] | None = None,
     run: str | None = None,
     peers: str | None = None,
 ) -> "Table":
     """Time ``candidates`` on this GPU, append the rows to the records and return them; without a GPU, replay them.
 
-    ``shape`` is written ``"1x3x1024x1024"``; ``methods`` are ``"cold"`` and ``"warm"``. ``run`` joins several calls
-    into one run, whose ``peers`` the caller names then. A replay holds what the records have of these candidates and
-    names what they lack.
+    ``shape`` is written ``"1x3x1024x1024"``; ``methods`` are ``"cold"``, ``"warm"`` and the names of ``clocks``: a
+    clock of one's own is called with ``run`` and returns samples in ms. ``run`` joins several calls into one run, whose
+    ``peers`` the caller names then. A replay holds what the records have of these candidates and names what they lack.
     """
     if not torch.cuda.is_available():
         return replay(operator, candidates, shape=shape, methods=methods)
     run = run or records.new_run()
+    clocks = {**CLOCKS, **{name: _quantiled(clock) for name, clock in (clocks or {}).items()}}
+    if unknown := set(methods) - set(clocks):
+        raise ValueError(f"methods: no clock {sorted(unknown)[0]!r}; there are {', '.join(clocks)}")
     peers = peers or ";".join(dict.fromkeys(f"{c.version}/{c.dtype}" for c in candidates))
     rows = []
     for method in methods:
         for candidate in candidates:
-            median, low, high = CLOCKS[method](candidate.run)
+            median, low, high = clocks[method](candidate.run)
             given = {k: v for k, v in vars(candidate).items() if k != "run"}
             times = {"median_ms": median, "p20_ms": low, "p80_ms": high}
             row = Measurement(operator=operator, shape=shape, method=method, run=run, peers=peers, **given, **times)
@@ -132,6 +147,12 @@ def replay(
     found = {row.key: row for row in records.fullest_run(row for row in records.read() if row.key in wanted)}
     missing = tuple(f"{c.version} {c.dtype} ({key[-1]})" for key, c in wanted.items() if key not in found)
     return Table([found[key] for key in wanted if key in found], replayed=True, missing=missing)
+
+
+def recorded_table(operator: str, **wanted: str) -> "Table":
+    """Return the newest recorded rows of ``operator``, selected by columns as in ``records.latest``."""
+    rows = records.latest(operator=operator, **wanted)
+    return Table(rows, replayed=True, missing=() if rows else (operator,))
 
 
 @dataclass(frozen=True)
@@ -164,7 +185,12 @@ class Table:
         if not self.rows:
             return f"No record of {', '.join(self.missing)}: run this on a machine with an NVIDIA GPU."
         where = "; ".join(dict.fromkeys(row.where for row in self.rows))
-        method = {"cold": "L2 flushed before each call", "warm": "calls back to back", "inside": "by the profiler"}
+        method = {
+            "cold": "L2 flushed before each call",
+            "warm": "calls back to back",
+            "inside": "by the profiler",
+            "host": "what the call costs the CPU",
+        }
         how = "; ".join(dict.fromkeys(method.get(row.method, row.method) for row in self.rows))
         note = f"Median of many calls, {how}. " + ("Replayed from the record of " if self.replayed else "Measured on ")
         note += where + "."

@@ -1,7 +1,8 @@
 """The figures of the lessons, drawn by Matplotlib in one style.
 
 Contents: the style (KIND_COLOURS, axes), the network as a drawing (draw_network), where the time goes (draw_profile),
-shares (draw_shares), versions against each other (draw_versions), and pictures (draw_pictures).
+shares (draw_shares), versions against each other (draw_versions), pictures (draw_pictures), and time against size
+(draw_sweep).
 """
 
 import io
@@ -197,4 +198,32 @@ def _draw_pictures(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str])
     for title, panel in zip(titles, panels[0], strict=True):
         panel.set_title(title)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    return figure
+
+
+@_drawing
+def draw_sweep(rows: Sequence[Measurement], *, title: str, bytes_per_s: float) -> Figure:
+    """Draw time against bytes on logarithmic axes, a line for each version, beside what a copy of them would take."""
+    figure, panel = axes(size=(10, 4))
+    versions: dict[str, list[Measurement]] = {}
+    for row in rows:
+        versions.setdefault(row.version, []).append(row)
+    sizes = sorted({row.bytes for row in rows})
+    panel.plot(
+        sizes, [1e6 * size / bytes_per_s for size in sizes], color=MUTED, ls="--", label="bytes / copy bandwidth"
+    )
+    for (name, of_version), colour in zip(versions.items(), KIND_COLOURS.values(), strict=False):
+        of_version.sort(key=lambda row: row.bytes)
+        x, y = [row.bytes for row in of_version], [1e3 * row.median_ms for row in of_version]
+        panel.fill_between(
+            x, [1e3 * r.p20_ms for r in of_version], [1e3 * r.p80_ms for r in of_version], color=colour, alpha=0.2
+        )
+        panel.plot(x, y, "o-", color=colour, label=name)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlabel("bytes moved")
+    panel.set_ylabel("microseconds")
+    panel.grid(alpha=0.25)
+    panel.legend()
+    panel.set_title(title)
     return figure

@@ -9,7 +9,7 @@ liveness, reconvergence order), `translate` (a block becomes a Python function o
 """
 
 from .faults import EmulatorFault, Race
-from .metrics import LineMetrics, Trace
+from .metrics import LineMetrics, Requests, Trace
 from .program import Program
 
-__all__ = ["EmulatorFault", "LineMetrics", "Program", "Race", "Trace"]
+__all__ = ["EmulatorFault", "LineMetrics", "Program", "Race", "Requests", "Trace"]

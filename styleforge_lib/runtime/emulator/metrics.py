@@ -25,6 +25,26 @@ BANK_BYTES = 128  # 32 banks of 4 bytes: what shared memory delivers in one pass
 
 
 @dataclass
+class Requests:
+    """What the warps of one line asked of one space, in one direction."""
+
+    requests: int = 0
+    units: int = 0
+    """32-byte sectors of global memory, or passes over shared memory's banks."""
+    ideal: int = 0
+    """The fewest units that as many lanes of this width need."""
+    bytes: int = 0
+    """Bytes that the lanes asked for."""
+
+    def add(self, other: Requests) -> None:
+        """Add another's counts to these."""
+        self.requests += other.requests
+        self.units += other.units
+        self.ideal += other.ideal
+        self.bytes += other.bytes
+
+
+@dataclass
 class LineMetrics:
     """What one source line did."""
 
@@ -32,6 +52,10 @@ class LineMetrics:
     """Executed warp instructions."""
     lanes: int = 0
     """Active lanes, summed over those instructions; 32 each is the best."""
+    branches: int = 0
+    """Warps that came to a branch (or a predicate) on this line ..."""
+    parted: int = 0
+    """... and those of them whose lanes went both ways."""
     global_requests: int = 0
     sectors: int = 0
     ideal_sectors: int = 0
@@ -40,6 +64,8 @@ class LineMetrics:
     ideal_ways: int = 0
     bytes: dict[str, int] = field(default_factory=dict)
     """Bytes that the lanes asked for, by space."""
+    accesses: dict[tuple[str, str], Requests] = field(default_factory=dict)
+    """The same requests apart, by space and by verb: ("global", "load"), ("shared", "store"), ("global", "atomic") ..."""
 
     @property
     def active_lanes(self) -> float:
@@ -56,14 +82,27 @@ class LineMetrics:
         """Passes per shared-memory request; 1 is free of conflicts for accesses up to 4 bytes wide."""
         return self.ways / self.shared_requests if self.shared_requests else 0.0
 
+    def ask(self, space: str, verb: str, requests: Requests) -> None:
+        """Add requests to a space."""
+        self.bytes[space] = self.bytes.get(space, 0) + requests.bytes
+        self.accesses.setdefault((space, verb), Requests()).add(requests)
+        if space == "global":
+            self.global_requests += requests.requests
+            self.sectors += requests.units
+            self.ideal_sectors += requests.ideal
+        elif space == "shared":
+            self.shared_requests += requests.requests
+            self.ways += requests.units
+            self.ideal_ways += requests.ideal
 
-@dataclass
-class _SiteCounts:
-    requests: int = 0
-    units: int = 0
-    ideal: int = 0
-    bytes: int = 0
-    space: str = ""
+    def add(self, other: LineMetrics) -> None:
+        """Add another line's counts to these."""
+        self.instructions += other.instructions
+        self.lanes += other.lanes
+        self.branches += other.branches
+        self.parted += other.parted
+        for (space, verb), requests in other.accesses.items():
+            self.ask(space, verb, requests)
 
 
 class Trace:
@@ -83,7 +122,8 @@ class Trace:
         self._detect = races
         self._plans: list = []
         self._blocks: dict[tuple[int, int], list[int]] = {}
-        self._sites: dict[tuple[int, int], _SiteCounts] = {}
+        self._parted: dict[tuple[int, int], int] = {}
+        self._sites: dict[tuple[int, int, str], Requests] = {}
         self._plan_number = 0
         self.detector: RaceDetector | None = None
 
@@ -104,10 +144,16 @@ class Trace:
         if self.detector is not None:
             self.detector.enter(batch)
 
+    def parted(self, block: int, lanes: Lanes, taken: Lanes, passed: Lanes) -> None:
+        """Count the warps of a set whose lanes go both ways at the branch that ends a block."""
+        both = _warp_count(taken) + _warp_count(passed) - _warp_count(lanes)
+        key = (self._plan_number, block)
+        self._parted[key] = self._parted.get(key, 0) + both
+
     def access(self, memory: Memory, at: Located, delta: int, site: Site, values: tuple | None = None) -> None:
         """Count a memory instruction; `values` are what it writes."""
         space = at.region.space
-        counts = self._sites.setdefault((self._plan_number, site.number), _SiteCounts(space=space))
+        counts = self._sites.setdefault((self._plan_number, site.number, space), Requests())
         counts.bytes += at.lanes.count * site.width
         if space in ("global", "shared"):
             address = at.region.base + at.offset + delta
@@ -145,18 +191,13 @@ class Trace:
                 line = result.setdefault(plan.line_of(item.place), LineMetrics())
                 line.instructions += warps
                 line.lanes += lanes
-        for (plan_number, number), counts in self._sites.items():
+            if block.kind == "branch":
+                line = result.setdefault(plan.line_of(block.last.place), LineMetrics())
+                line.branches += warps
+                line.parted += self._parted.get((plan_number, number), 0)
+        for (plan_number, number, space), requests in self._sites.items():
             site = self._plans[plan_number].code.sites[number]
-            line = result.setdefault(site.line, LineMetrics())
-            line.bytes[counts.space] = line.bytes.get(counts.space, 0) + counts.bytes
-            if counts.space == "global":
-                line.global_requests += counts.requests
-                line.sectors += counts.units
-                line.ideal_sectors += counts.ideal
-            elif counts.space == "shared":
-                line.shared_requests += counts.requests
-                line.ways += counts.units
-                line.ideal_ways += counts.ideal
+            result.setdefault(site.line, LineMetrics()).ask(space, site.verb, requests)
         return dict(sorted(result.items()))
 
 

@@ -209,6 +209,8 @@ class Batch:
             taken, passed = lanes.split(predicate)
             if block.negated:
                 taken, passed = passed, taken
+            if self.trace is not None and taken is not None and passed is not None:
+                self.trace.parted(block.index, lanes, taken, passed)
             if taken is not None:
                 self._go(block.targets[0], taken)
             if passed is not None:

@@ -71,12 +71,13 @@ def _selector(index: np.ndarray, length: int):
 class Lanes:
     """A set of lanes of a universe."""
 
-    __slots__ = ("_block", "_thread", "columns", "count", "index", "is_full", "rows", "universe")
+    __slots__ = ("_block", "_thread", "columns", "count", "index", "is_full", "rows", "universe", "warp_form")
 
     def __init__(self, universe: Universe, rows, columns, index: np.ndarray | None, count: int):
         self.universe, self.rows, self.columns, self.index, self.count = universe, rows, columns, index, count
         self.is_full = count == universe.size and index is None
         self._thread = self._block = None
+        self.warp_form = None  # how the lanes lie in warps, once `warps` has looked
 
     @property
     def is_flat(self) -> bool:

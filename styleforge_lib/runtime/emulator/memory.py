@@ -95,12 +95,13 @@ class Located:
     access, so one look serves `[%rd4]`, `[%rd4+128]`, `[%rd4+256]` ...
     """
 
-    __slots__ = ("address_bits", "high", "indices", "lanes", "low", "offset", "region")
+    __slots__ = ("address_bits", "counts", "high", "indices", "lanes", "low", "offset", "region")
 
     def __init__(self, region, lanes: Lanes, offset, low: int, high: int, address_bits: int):
         self.region, self.lanes, self.offset = region, lanes, offset
         self.low, self.high, self.address_bits = low, high, address_bits
         self.indices: dict = {}
+        self.counts: dict = {}  # what `metrics` found out about this pattern of addresses
 
     def index(self, shift: int, left_out: int):
         """The element index for elements of `1 << shift` bytes."""
@@ -360,6 +361,14 @@ class Memory:
             )
         index = at.index(width.bit_length() - 1, left_out)
         skip = delta // width
+        wide = width * len(values)
+        if len(values) > 1 and not at.region.base % wide and not left_out and np.size(index) > _WORTH_ROWS:
+            place = at.index(wide.bit_length() - 1, 0) + delta // wide
+            rows = np.empty((*place.shape, len(values)), dtype)
+            for position, value in enumerate(values):
+                rows[..., position] = _last_where_narrow(value, place)
+            data[: data.size // len(values) * len(values)].reshape(-1, len(values))[place] = rows
+            return
         if at.low < 0:
             index, skip = index + skip, 0
         for position, value in enumerate(values):

@@ -18,7 +18,7 @@ from .faults import EmulatorFault, Race
 from .lanes import Lanes
 from .memory import Located, Memory, Site
 from .races import RaceDetector
-from .warps import WarpForm
+from .warps import Warps
 
 SECTOR_SHIFT = 5
 BANK_BYTES = 128  # 32 banks of 4 bytes: what shared memory delivers in one pass
@@ -156,15 +156,14 @@ class Trace:
         counts = self._sites.setdefault((self._plan_number, site.number, space), Requests())
         counts.bytes += at.lanes.count * site.width
         if space in ("global", "shared"):
-            address = at.region.base + at.offset + delta
-            form = WarpForm(at.lanes)
-            wide = form.spread(np.asarray(address))
-            function = _sectors if space == "global" else _ways
-            requests, units, ideal = function(wide, form.present, site.width)
-            copies = at.lanes.shape[1] if form.present is None and wide.shape[2] == 1 else 1
-            counts.requests += requests * copies
-            counts.units += units * copies
-            counts.ideal += ideal * copies
+            # A constant offset turns the banks and leaves conflicts as they are; sectors move with it modulo 32.
+            key = (site.width, delta % (4 if space == "shared" else 1 << SECTOR_SHIFT))
+            found = at.counts.get(key)
+            if found is None:
+                found = at.counts[key] = _requests(at, delta, site.width)
+            counts.requests += found[0]
+            counts.units += found[1]
+            counts.ideal += found[2]
         if self.detector is not None:
             self.detector.access(memory, at, delta, site, values)
 
@@ -201,6 +200,15 @@ class Trace:
         return dict(sorted(result.items()))
 
 
+def _requests(at: Located, delta: int, width: int) -> tuple[int, int, int]:
+    """Requests of an access, their sectors or ways, and the ideal of that."""
+    form = Warps.form(at.lanes)
+    wide = form.spread(np.asarray(at.region.base + at.offset + delta))
+    function = _sectors if at.region.space == "global" else _ways
+    copies = at.lanes.shape[1] if form.present is None and wide.shape[2] == 1 else 1
+    return tuple(copies * number for number in function(wide, form.present, width))
+
+
 def _warp_count(lanes: Lanes) -> int:
     """How many warps have at least one lane in the set."""
     if lanes.index is None:
@@ -216,7 +224,7 @@ def _distinct(units: np.ndarray, present: np.ndarray | None) -> tuple[np.ndarray
     """Sorts along axis 1; returns the sorted units and where each is the first of its kind (absent lanes never are)."""
     if present is not None:
         units = np.where(present, units, -1)
-    ordered = np.sort(units, axis=1)
+    ordered = np.sort(np.ascontiguousarray(units.transpose(0, 2, 1)), axis=2).transpose(0, 2, 1)
     first = np.ones(ordered.shape, bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     return ordered, first & (ordered >= 0)

@@ -204,6 +204,8 @@ class _Parser:
                     vector_depth -= 1
                     statement += piece
                 else:
+                    self._labels(statement)
+                    statement = ""
                     self._close_scope()
             elif piece == ";":
                 self._statement(statement.strip())

@@ -265,7 +265,7 @@ class Program:
             raise ValueError(f"blocks must lie in 0..{total - 1}")
         if trace is not None:
             trace.begin(plan, launch)
-        lanes = LANES_PER_BATCH if trace is None else TRACED_LANES_PER_BATCH
+        lanes = TRACED_LANES_PER_BATCH if trace is not None and trace.detector is not None else LANES_PER_BATCH
         size = max(1, lanes // launch.threads)
         with np.errstate(all="ignore", under="call", call=Underflow.note):
             for start in range(0, numbers.size, size):

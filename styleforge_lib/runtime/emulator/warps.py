@@ -6,9 +6,11 @@ lanes take part, worked on along the middle axis, and brought back. A set that h
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
-from .lanes import ALL, Lanes
+from .lanes import Lanes
 from .memory import POISON, Memory, Site
 
 _LANE = np.arange(32).reshape(1, 32, 1)
@@ -29,6 +31,7 @@ class WarpForm:
         else:
             self.whole, self.first_warp = False, 0
         self.present = None
+        self._patterns: dict[tuple, np.ndarray] = {}
         if not self.whole:
             self.warps = -(-threads // 32)
             self.shape = (self.warps, 32, lanes.universe.blocks)
@@ -42,6 +45,8 @@ class WarpForm:
         if self.whole:
             rows = self.lanes.shape[0]
             value = np.asarray(value)
+            if value.ndim == 2 and value.shape[0] == rows:
+                return value.reshape(-1, 32, value.shape[1])
             width = value.shape[1] if value.ndim == 2 else 1
             return np.broadcast_to(value, (rows, width)).reshape(-1, 32, width)
         value = np.asarray(value)
@@ -55,9 +60,38 @@ class WarpForm:
         """The lanes' part of a (warps, 32, blocks) value (axes may be 1)."""
         if self.whole:
             rows = self.lanes.shape[0]
-            value = np.broadcast_to(value, (rows // 32, 32, value.shape[2]))
+            if value.size != rows * value.shape[2]:
+                value = np.broadcast_to(value, (rows // 32, 32, value.shape[2]))
             return value.reshape(rows, -1)
         return np.broadcast_to(value, self.shape).reshape(-1).take(self.place)
+
+    def pattern(self, key: tuple, value: np.ndarray):
+        """`collect` of a pattern of 32 lanes that its key determines."""
+        found = self._patterns.get(key)
+        if found is None:
+            found = self._patterns[key] = self.collect(value)
+        return found
+
+
+def _source(mode: str, amount, control):
+    """From which lane each lane reads, and whether that is inside its segment (PTX ISA, shfl.sync)."""
+    segment, limit = (control >> 8) & 31, control & 31
+    highest = (_LANE & segment) | (limit & ~segment & 31)
+    if mode == "up":
+        source = _LANE - amount
+        inside = source >= highest
+    else:
+        if mode == "down":
+            source = _LANE + amount
+        elif mode == "bfly":
+            source = _LANE ^ amount
+        else:
+            source = (_LANE & segment) | (amount & ~segment & 31)
+        inside = source <= highest
+    return np.where(inside, source, _LANE), inside
+
+
+_shuffle_source = functools.lru_cache(maxsize=256)(_source)
 
 
 class Warps:
@@ -67,13 +101,13 @@ class Warps:
         self.memory = memory
         self.threads, self.blocks = threads, blocks
         self.exited = np.zeros((threads, blocks), bool)
-        self._forms: tuple[Lanes | None, WarpForm | None] = (None, None)
 
-    def form(self, lanes: Lanes) -> WarpForm:
-        """The warp form of a set; the last one is kept."""
-        if self._forms[0] is not lanes:
-            self._forms = (lanes, WarpForm(lanes))
-        return self._forms[1]
+    @staticmethod
+    def form(lanes: Lanes) -> WarpForm:
+        """The warp form of a set, made once."""
+        if lanes.warp_form is None:
+            lanes.warp_form = WarpForm(lanes)
+        return lanes.warp_form
 
     def _alive(self) -> np.ndarray:
         warps = -(-self.threads // 32)
@@ -122,27 +156,13 @@ class Warps:
         named = self._members(form, mask, lanes, site)
         steady = not isinstance(lane, np.ndarray) and not isinstance(clamp, np.ndarray)
         if steady:
-            amount, control = int(lane) & 31, int(clamp)
+            key = (mode, int(lane) & 31, int(clamp))
+            source, inside = _shuffle_source(*key)
         else:
-            amount = form.spread(lane).astype(np.int64) & 31
-            control = form.spread(clamp).astype(np.int64)
-        segment, limit = (control >> 8) & 31, control & 31
-        highest = (_LANE & segment) | (limit & ~segment & 31)
-        if mode == "up":
-            source = _LANE - amount
-            inside = source >= highest
-        elif mode == "down":
-            source = _LANE + amount
-            inside = source <= highest
-        elif mode == "bfly":
-            source = _LANE ^ amount
-            inside = source <= highest
-        else:
-            source = (_LANE & segment) | (amount & ~segment & 31)
-            inside = source <= highest
-        source = np.where(inside, source, _LANE)
+            source, inside = _source(mode, form.spread(lane).astype(np.int64) & 31, form.spread(clamp).astype(np.int64))
+        in_range = form.pattern(key, inside) if steady else form.collect(inside)
         if form.present is None and not isinstance(value, np.ndarray):
-            return value, form.collect(inside)
+            return value, in_range
         wide = form.spread(value)
         if steady:
             moved = wide.take(source[0, :, 0], axis=1)
@@ -150,7 +170,7 @@ class Warps:
             moved = np.take_along_axis(*_same_width(wide, source), axis=1)
         if form.present is not None:
             self._stale(form, source, steady, named, lanes, site)
-        return form.collect(moved), form.collect(inside)
+        return form.collect(moved), in_range
 
     def _stale(self, form: WarpForm, source, steady: bool, named, lanes: Lanes, site: Site) -> None:
         """Refuses a read from a lane that the mask promises and that does not exist or has left."""
@@ -262,6 +282,3 @@ def _same_width(wide: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _triple(index: tuple[int, int, int]) -> str:
     return "({},{},{})".format(*index)
-
-
-__all__ = ["ALL", "WarpForm", "Warps"]

@@ -43,7 +43,7 @@ class Underflow:
 
 
 class _Scratch(threading.local):
-    """Two float64 buffers per thread, of the last shape that was asked for: no allocation in the hottest function."""
+    """Two float64 buffers per thread, of the last shape that was asked for: the hottest function allocates little."""
 
     shape: tuple = ()
 
@@ -61,22 +61,21 @@ _scratch = _Scratch()
 @helper
 def fma32(a, b, c):
     """float32 of a * b + c, rounded once; a and b are float64 that hold float32 values, c is float32."""
-    if isinstance(c, np.ndarray) and c.size >= _WORTH_SCRATCH:
-        scratch = _scratch.of(c.shape)
-        total, spare = scratch.sum, scratch.spare
-        try:
-            np.multiply(a, b, out=total)
-        except ValueError:  # a * b is of more lanes than c
-            return _fma32_plain(a, b, c.astype(F8))
-        np.copyto(spare, c)
-        total += spare
-        Underflow.seen = False
-        result = total.astype(F4)
-        np.left_shift(scratch.sum_bits, _THREE, out=scratch.spare_bits)
-        if scratch.spare_bits.min() == _MIDPOINT or Underflow.seen:
-            return _repaired_where_needed(a, b, c, total, result)
-        return result
-    return _fma32_plain(a, b, c.astype(F8))
+    if not isinstance(c, np.ndarray) or c.size < _WORTH_SCRATCH or np.size(a) > c.size or np.size(b) > c.size:
+        return _fma32_plain(a, b, c.astype(F8))
+    if c.ndim == 2 and 1 in c.shape:
+        return _fma32_plain(a, b, c.astype(F8))
+    scratch = _scratch.of(c.shape)
+    total, spare = scratch.sum, scratch.spare
+    np.multiply(a, b, out=total)
+    np.copyto(spare, c)
+    total += spare
+    Underflow.seen = False
+    result = total.astype(F4)
+    np.left_shift(scratch.sum_bits, _THREE, out=scratch.spare_bits)
+    if scratch.spare_bits.min() == _MIDPOINT or Underflow.seen:
+        _repair(a, b, c, total, result)
+    return result
 
 
 def _fma32_plain(a, b, c):
@@ -89,20 +88,26 @@ def _fma32_plain(a, b, c):
         return _repaired(np.array([a * b]), np.array([c]), np.array([total]), "rn")[0]
     result = total.astype(F4)
     if (total.view(np.int32) << _THREE).min() == _MIDPOINT or Underflow.seen:
-        return _repaired_where_needed(a, b, c, total, result)
+        _repair(a, b, c, total, result)
     return result
 
 
-def _repaired_where_needed(a, b, c, total, result):
+def _repair(a, b, c, total, result) -> None:
     """Redoes the lanes whose float64 sum lies between two float32 numbers, or is subnormal there."""
     doubtful = (total.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
-    doubtful |= (np.abs(total) < 2.0**-125) & (total != 0)
-    doubtful &= np.isfinite(total)
-    if doubtful.any():
-        shape = total.shape
-        a, b, c = (np.broadcast_to(value, shape)[doubtful] for value in (a, b, c))
-        result[doubtful] = _repaired(a * b, c.astype(F8), total[doubtful], "rn")
-    return result
+    if Underflow.seen:
+        doubtful |= (np.abs(total) < 2.0**-125) & (total != 0)
+    where = np.nonzero(doubtful)
+    if where[0].size:
+        a, b, c, sums = (_picked(value, where) for value in (a, b, c, total))
+        result[where] = _repaired(a * b, c.astype(F8), sums, "rn")
+
+
+def _picked(value, where: tuple[np.ndarray, ...]):
+    """The elements at some places; an axis of length 1 stands for all."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return value[tuple(index if length > 1 else 0 for index, length in zip(where, value.shape, strict=True))]
 
 
 def _two_sum_error(a, b, total):

@@ -1,7 +1,8 @@
 """Pictures in and out: whatever a person calls a photo, as 8-bit sRGB pixels the right way up, and back to a file.
 
-Contents: :func:`load_picture` (files), :func:`from_image` (PIL images), :func:`from_array` (NumPy arrays), the
-transparency that painting must put aside (:func:`on_white`, :func:`with_alpha_of`), and :func:`save_picture`.
+Contents: :func:`load_picture` (files), :func:`load_bytes` (uploads), :func:`from_image` (PIL images),
+:func:`from_array` (NumPy arrays), the transparency that painting must put aside (:func:`on_white`,
+:func:`with_alpha_of`), and :func:`save_picture`.
 
 A picture is a PIL image of mode "RGB", or "RGBA" where the original is transparent anywhere, with no metadata left to
 apply: EXIF rotation, colour profile, palette and depth have had their effect. Every fault is a :class:`PictureError`
@@ -59,21 +60,30 @@ def load_picture(path: str | os.PathLike) -> Image.Image:
     if not os.path.isfile(path):
         why = "is a folder, not a picture" if os.path.isdir(path) else "does not exist or is not a regular file"
         raise PictureError(f"{_named(path)} {why}")
+    return _read(path, _named(path))
+
+
+def load_bytes(content: bytes | memoryview, name: str) -> Image.Image:
+    """Read the bytes of a picture file, such as an upload, as :func:`load_picture` does; ``name`` is for messages."""
+    return _read(io.BytesIO(content), _named(name))
+
+
+def _read(source: str | os.PathLike | io.BytesIO, name: str) -> Image.Image:
     Image.init()
     formats = [name for name in READABLE_FORMATS if name in Image.OPEN]  # AVIF, WebP and others may not be built in
     try:
         # Pillow warns of half-wrong EXIF and of large pictures; the picture is either painted or refused in one line.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(source, formats=formats) as image:
             return from_image(image)
     except PictureError as error:
-        raise PictureError(f"{_named(path)}: {error}") from error
+        raise PictureError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise PictureError(f"{_named(path)} is no picture, or of a kind that is not supported") from error
+        raise PictureError(f"{name} is no picture, or of a kind that is not supported") from error
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise PictureError(f"{_named(path)} has more than {limit} million pixels: make it smaller first") from error
+        raise PictureError(f"{name} has more than {limit} million pixels: make it smaller first") from error
     except Exception as error:  # a damaged header raises almost anything: OSError, SyntaxError, struct.error ...
-        raise PictureError(f"{_named(path)} cannot be read: {_reason(error)}") from error
+        raise PictureError(f"{name} cannot be read: {_reason(error)}") from error
 
 
 def readable_suffixes() -> frozenset[str]:

@@ -68,7 +68,7 @@ def profile(net: TransformerNet, x: torch.Tensor, *, repeats: int = 10) -> list[
     times = []
     for i, stage in enumerate(plan):
         ms = [getattr(call, total) / 1e3 for call in calls[i :: len(plan)]]
-        low, high = (quantiles(ms, n=5)[j] for j in (0, 3)) if len(ms) > 1 else (ms[0], ms[0])
+        low, high = (quantiles(ms, n=5, method="inclusive")[j] for j in (0, 3)) if len(ms) > 1 else (ms[0], ms[0])
         bytes_ = stage.elements * x.element_size()
         times.append(StageTime(stage.layer, stage.kind, median(ms), low, high, stage.flops, bytes_))
     return times

@@ -73,10 +73,9 @@ class Measurement:
 
 
 _COLUMNS = tuple(field.name for field in fields(Measurement))
+_TIMES = ("median_ms", "p20_ms", "p80_ms")
 _NUMBERS: dict[str, Callable] = {
-    "median_ms": float,
-    "p20_ms": float,
-    "p80_ms": float,
+    **dict.fromkeys(_TIMES, float),
     "bytes": int,
     "flops": int,
     "rel_error": float,
@@ -100,19 +99,35 @@ def read(*paths: Path) -> list[Measurement]:
     for path in paths or dict.fromkeys((committed_path(), local_path())):
         if not path.exists():
             continue
+        _check_header(path)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != _COLUMNS:
-                raise ValueError(f"{path}: its first line must be {','.join(_COLUMNS)}")
             rows += [_parse(row, f"{path}:{reader.line_num}") for row in reader]
     return rows
 
 
+def _check_header(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        if tuple(next(csv.reader(file), ())) != _COLUMNS:
+            raise ValueError(f"{path}: its first line must be {','.join(_COLUMNS)}")
+
+
 def _parse(row: dict[str, str], where: str) -> Measurement:
+    values = list(row.values())
     try:
-        return Measurement(**{k: v if k not in _NUMBERS else (_NUMBERS[k](v) if v else None) for k, v in row.items()})
+        if len(values) != len(_COLUMNS) or None in values:
+            raise ValueError(f"it needs {len(_COLUMNS)} columns")
+        return Measurement(**{name: _value(name, text) for name, text in row.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: not a measurement ({error})") from None
+
+
+def _value(name: str, text: str) -> object:
+    if name not in _NUMBERS:
+        return text
+    if not text and name in _TIMES:
+        raise ValueError(f"no {name}")
+    return _NUMBERS[name](text) if text else None
 
 
 def latest(rows: Iterable[Measurement] | None = None, **wanted: str) -> list[Measurement]:
@@ -160,6 +175,8 @@ def append(rows: Iterable[Measurement], path: Path | None = None) -> Path:
     path = path or local_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or path.stat().st_size == 0
+    if not new:
+        _check_header(path)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         if new:

@@ -1,18 +1,15 @@
 """The style picker: `gallery()` shows every style at once, `studio()` paints what is chosen, or one's own photo."""
 
-import io
-
 import ipywidgets as widgets
 from IPython.display import Image as ShownImage
 from IPython.display import display
-from PIL import Image, UnidentifiedImageError
 
 from styleforge_lib.lab.compare import compare
 from styleforge_lib.lab.figures import draw_pictures
 from styleforge_lib.lab.photos import NAMES, photo
 from styleforge_lib.models.checkpoints import list_styles
 from styleforge_lib.painter import stylize
-from styleforge_lib.pictures import PictureError, from_image, on_white
+from styleforge_lib.pictures import PictureError, load_bytes, on_white
 
 LONGEST = 512  # pixels: a CPU paints such a picture in about a second
 
@@ -68,8 +65,4 @@ def _uploaded(value: dict | tuple) -> dict[str, object]:
     else:
         upload = value[0]
         name = upload["name"]
-    try:
-        picture = from_image(Image.open(io.BytesIO(upload["content"])))
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is no picture that can be read: try a PNG or a JPEG") from None
-    return {"name": name, "picture": on_white(picture)}
+    return {"name": name, "picture": on_white(load_bytes(upload["content"], name))}

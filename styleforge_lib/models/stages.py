@@ -61,7 +61,8 @@ def stages(net: TransformerNet, shape: Shape) -> list[Stage]:
         h, w = h + 2 * (k // 2), w + 2 * (k // 2)
         add(layer, "pad", conv.reflection_pad, (n, c, h, w), 0)
         h, w, c_out = (h - k) // s + 1, (w - k) // s + 1, conv2d.out_channels
-        add(layer, "conv", conv2d, (n, c_out, h, w), 2 * c * k * k, extra=conv2d.weight.numel())
+        parameters = conv2d.weight.numel() + c_out  # every one of them has a bias
+        add(layer, "conv", conv2d, (n, c_out, h, w), 2 * c * k * k, extra=parameters)
         if norm is not None:
             # subtract, square, add, add for the two statistics; subtract, multiply, multiply, add to apply them
             add(layer, "norm", norm, (n, c_out, h, w), 8, extra=2 * c_out)

@@ -69,8 +69,24 @@ def stages(net: TransformerNet, shape: Shape) -> list[Stage]:
         if after == "relu":
             add(layer, "relu", torch.relu, (n, c_out, h, w), 1)
         elif after == "add":
-            add(layer, "add", lambda x: x + x, (n, c_out, h, w), 1, extra=n * c_out * h * w)
+            add(layer, "add", _AddAnother(), (n, c_out, h, w), 1, extra=n * c_out * h * w)
     return found
+
+
+class _AddAnother:
+    """Add a tensor of the same form: one of its own, since ``x + x`` would read memory once only."""
+
+    def __init__(self):
+        self.other: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.other is None or (self.other.shape, self.other.dtype, self.other.device) != (
+            x.shape,
+            x.dtype,
+            x.device,
+        ):
+            self.other = x.clone()
+        return x + self.other
 
 
 def _layers(net: TransformerNet) -> Iterator[tuple[str, nn.Module, nn.Module | None, str | None]]:

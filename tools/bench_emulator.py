@@ -119,13 +119,17 @@ def cases() -> dict[str, tuple]:
     """Return name -> (source, grid, block, arguments, floating-point operations)."""
     rng = np.random.default_rng(0)
     plane = rng.standard_normal((32, 64, 64)).astype(np.float32)
-    picture, kernel = rng.standard_normal((32, 128, 128)).astype(np.float32), rng.standard_normal((32, 32, 3, 3)).astype(np.float32)
+    picture, kernel = (
+        rng.standard_normal((32, 128, 128)).astype(np.float32),
+        rng.standard_normal((32, 32, 3, 3)).astype(np.float32),
+    )
     square = rng.standard_normal((256, 256)).astype(np.float32)
     long, short = rng.standard_normal(1_000_003).astype(np.float32), rng.standard_normal(256).astype(np.float32)
     size, i32 = np.float32(1e-5), np.int32
+    side = (i32(128), i32(128))
     return {
         "instance norm 32x64x64": (INSTANCE_NORM, (32,), (256,), (plane, plane * 0, i32(4096), size), 8 * plane.size),
-        "conv 3x3 32->32 128x128": (CONVOLUTION, (8, 8, 4), (16, 16), (picture, kernel, picture * 0, i32(32), i32(128), i32(128)),
+        "conv 3x3 32->32 128x128": (CONVOLUTION, (8, 8, 4), (16, 16), (picture, kernel, picture * 0, i32(32), *side),
                                     2 * 9 * 32 * picture.size),
         "matmul 256": (MATMUL, (16, 16), (16, 16), (square, square, square * 0, i32(256)), 2 * 256**3),
         "saxpy 1000003": (SAXPY, (3907,), (256,), (long, long * 0, np.float32(2), i32(long.size)), 2 * long.size),
@@ -155,7 +159,9 @@ def measure(name: str, case: tuple, repeat: int) -> dict[str, object]:
     program.launch(kernel, grid, block, arguments, trace=counting)
     instructions = sum(line.instructions for line in counting.lines().values())
     seconds = best(repeat, lambda: program.launch(kernel, grid, block, arguments))
-    metrics = best(max(1, repeat // 2), lambda: program.launch(kernel, grid, block, arguments, trace=Trace(races=False)))
+    metrics = best(
+        max(1, repeat // 2), lambda: program.launch(kernel, grid, block, arguments, trace=Trace(races=False))
+    )
     races = best(1, lambda: program.launch(kernel, grid, block, arguments, trace=Trace()))
     return {
         "kernel": name,
@@ -177,16 +183,20 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     options = parser.parse_args()
-    print(f"{'kernel':26s}{'lanes':>9s}{'transl. ms':>11s}{'ms':>10s}{'Mwarp/s':>9s}{'GFLOP/s':>9s}{'metrics':>9s}{'races':>7s}")
+    heads = ("lanes", "transl. ms", "ms", "Mwarp/s", "GFLOP/s", "metrics", "races")
+    print(f"{'kernel':26s}" + "".join(f"{head:>11s}" for head in heads))
     rows = []
     for name, case in cases().items():
         if options.only not in name:
             continue
         row = measure(name, case, options.repeat)
         rows.append(row)
-        print(f"{name:26s}{row['lanes']:9d}{row['translation_ms']:11.1f}{row['ms']:10.2f}"
-              f"{row['mega_warp_instructions_per_s']:9.1f}{row['gflop_per_s']:9.2f}"
-              f"{'x' + str(row['times_with_metrics']):>9s}{'x' + str(row['times_with_races']):>7s}", flush=True)  # fmt: skip
+        speed, operations = row["mega_warp_instructions_per_s"], row["gflop_per_s"]
+        print(
+            f"{name:26s}{row['lanes']:11d}{row['translation_ms']:11.1f}{row['ms']:11.2f}{speed:11.1f}{operations:11.2f}"
+            f"{row['times_with_metrics']:10.1f}x{row['times_with_races']:10.1f}x",
+            flush=True,
+        )
     if options.csv:
         stamp = {
             "date": datetime.date.today().isoformat(),

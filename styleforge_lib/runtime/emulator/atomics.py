@@ -47,7 +47,7 @@ STEPS = {
 
 
 def apply_atomic(data: np.ndarray, index: np.ndarray, operation: str, values: tuple, old_needed: bool):
-    """Applies `operation` to `data[index]` for all lanes in order; returns what each lane found, or None.
+    """Apply `operation` to `data[index]` for all lanes in order; returns what each lane found, or None.
 
     Args:
         data: 1-D array, changed in place.

@@ -21,8 +21,27 @@ BARRIERS = ("bar", "barrier")
 CARRY = "%carry"
 # Instructions whose first operand is not written.
 WITHOUT_RESULT = frozenset(
-    "st red bar barrier bra brx ret exit trap membar fence prefetch prefetchu nanosleep brkpt discard applypriority "
-    "griddepcontrol pmevent".split()
+    [
+        "st",
+        "red",
+        "bar",
+        "barrier",
+        "bra",
+        "brx",
+        "ret",
+        "exit",
+        "trap",
+        "membar",
+        "fence",
+        "prefetch",
+        "prefetchu",
+        "nanosleep",
+        "brkpt",
+        "discard",
+        "applypriority",
+        "griddepcontrol",
+        "pmevent",
+    ]
 )
 
 
@@ -57,7 +76,7 @@ class Graph:
 
 
 def written(instruction: Instruction) -> Iterator[str]:
-    """Yields the registers that an instruction writes."""
+    """Yield the registers that an instruction writes."""
     if instruction.opcode in WITHOUT_RESULT and not _is_reduction_barrier(instruction):
         return
     if instruction.operands:
@@ -67,7 +86,7 @@ def written(instruction: Instruction) -> Iterator[str]:
 
 
 def read(instruction: Instruction) -> Iterator[str]:
-    """Yields the registers that an instruction reads, a barrier's and a branch's operands included."""
+    """Yield the registers that an instruction reads, a barrier's and a branch's operands included."""
     first = 0 if instruction.opcode in WITHOUT_RESULT and not _is_reduction_barrier(instruction) else 1
     for operand in instruction.operands[first:]:
         yield from _names(operand)
@@ -162,7 +181,7 @@ def _branch(block: Block, item: Instruction) -> None:
 
 
 def _place(current: Block, item: Instruction, flat: Flat, pending, fresh) -> Block | None:
-    """Puts an instruction without a guard (or a branch with one) at the end of a block; returns where to go on."""
+    """Put an instruction without a guard (or a branch with one) at the end of a block; returns where to go on."""
     if item.opcode == "bra":
         target = item.operands[0].name
         current.last = item
@@ -191,7 +210,7 @@ def _place(current: Block, item: Instruction, flat: Flat, pending, fresh) -> Blo
 
 
 def _merge_chains(blocks: list[Block]) -> list[Block]:
-    """Joins a block with its only successor where that has no other predecessor, and drops what cannot be reached."""
+    """Join a block with its only successor where that has no other predecessor, and drops what cannot be reached."""
     reachable, stack = {0}, [0]
     while stack:
         for target in blocks[stack.pop()].targets:

@@ -59,11 +59,11 @@ class Race:
 
 
 def unsupported(what: str, line: int, hint: str = "") -> NotImplementedError:
-    """Returns the refusal of an instruction: its opcode with every modifier, its source line, and what to use."""
+    """Return the refusal of an instruction: its opcode with every modifier, its source line, and what to use."""
     tail = f" {hint}" if hint else ""
     return NotImplementedError(f"the emulator does not know `{what}` (line {line}).{tail}")
 
 
 def plural(count: int, noun: str) -> str:
-    """Returns "1 thread" or "25 threads"."""
+    """Return "1 thread" or "25 threads"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -29,7 +29,7 @@ class Flat:
 
 
 def flatten(module: Module, name: str) -> Flat:
-    """Returns the kernel with its calls inlined."""
+    """Return the kernel with its calls inlined."""
     function = module.functions[name]
     flat = Flat(name, function.parameters)
     _Copy(module, flat, function, "", {}, ()).run()
@@ -108,7 +108,7 @@ class _Copy:
         return operand
 
     def _cell(self, name: str, offset: int, kind: str, item: Instruction) -> Reg:
-        """The register that stands for bytes `offset...` of a `.param` cell."""
+        """Return the register that stands for bytes `offset...` of a `.param` cell."""
         full = f"{self.cells.get(name, self.prefix + name)}+{offset}"
         bits = f"b{8 * TYPE_BYTES[kind]}"
         if self.flat.registers.setdefault(full, bits) != bits:

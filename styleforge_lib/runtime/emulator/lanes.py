@@ -34,7 +34,7 @@ class Universe:
         self.full = Lanes(self, ALL, ALL, None, self.size)
 
     def grid(self, rows, columns, count: int) -> Lanes:
-        """The lanes of some threads in some blocks."""
+        """Return the lanes of some threads in some blocks."""
         if count == self.size:
             return self.full
         return Lanes(self, rows, columns, None, count)
@@ -44,7 +44,7 @@ class Universe:
         return Lanes(self, None, None, index, index.size)
 
     def from_mask(self, mask: np.ndarray) -> Lanes | None:
-        """The set of a (T, B) mask in its simplest form; None if it is empty."""
+        """Return the set of a (T, B) mask in its simplest form; None if it is empty."""
         count = int(np.count_nonzero(mask))
         if count == self.size:
             return self.full
@@ -60,7 +60,7 @@ class Universe:
 
 
 def _selector(index: np.ndarray, length: int):
-    """A slice where an ascending index is contiguous (NumPy then needs no copy), else the index."""
+    """Return a slice where an ascending index is contiguous (NumPy then needs no copy), else the index."""
     if index.size == length:
         return ALL
     if index[-1] - index[0] + 1 == index.size:
@@ -119,11 +119,11 @@ class Lanes:
         return self.index is None and isinstance(self.columns, slice) and self.columns == ALL
 
     def expand(self, value) -> np.ndarray:
-        """A value with one element per lane, read-only."""
+        """Return a value with one element per lane, read-only."""
         return np.broadcast_to(value, self.shape)
 
     def mask(self) -> np.ndarray:
-        """The set as a fresh (T, B) array of bool."""
+        """Return the set as a fresh (T, B) array of bool."""
         universe = self.universe
         mask = np.zeros((universe.threads, universe.blocks), bool)
         if self.index is not None:
@@ -147,7 +147,7 @@ class Lanes:
         return rows, columns
 
     def gather(self, value):
-        """What this set sees of a value of the universe."""
+        """Return what this set sees of a value of the universe."""
         if self.is_full or not isinstance(value, np.ndarray):
             return value
         t, b = value.shape
@@ -167,7 +167,7 @@ class Lanes:
         return value.reshape(-1).take(self.index)
 
     def scatter(self, old, value, reuse: bool):
-        """The universe's value after this set has written `value`; writes into `old` if `reuse` allows."""
+        """Return the universe's value after this set has written `value`; writes into `old` if `reuse` allows."""
         universe = self.universe
         if self.index is not None:
             shape = (universe.threads, universe.blocks)
@@ -194,7 +194,7 @@ class Lanes:
         return new
 
     def split(self, predicate) -> tuple[Lanes | None, Lanes | None]:
-        """The lanes where a predicate of this set is true, and the others."""
+        """Return the lanes where a predicate of this set is true, and the others."""
         if not isinstance(predicate, np.ndarray):
             return (self, None) if predicate else (None, self)
         hits = int(np.count_nonzero(predicate))
@@ -210,7 +210,7 @@ class Lanes:
 
     @staticmethod
     def _narrowed(predicate: np.ndarray) -> np.ndarray:
-        """Drops an axis along which the predicate does not vary."""
+        """Drop an axis along which the predicate does not vary."""
         if predicate.shape[1] > 1 and (predicate == predicate[:, :1]).all():
             return predicate[:, :1]
         if predicate.shape[0] > 1 and (predicate == predicate[:1]).all():
@@ -231,7 +231,7 @@ class Lanes:
 
 
 def merge(first: Lanes, second: Lanes) -> Lanes:
-    """The union of two disjoint sets."""
+    """Return the union of two disjoint sets."""
     mask = first.mask()
     mask |= second.mask()
     return first.universe.from_mask(mask)

@@ -29,12 +29,12 @@ POISON = 0x7FF77FF7
 
 
 def slot_base(slot: int) -> int:
-    """The 64-bit address of a slot's first byte of data."""
+    """Return the 64-bit address of a slot's first byte of data."""
     return (slot << SLOT_SHIFT) | SLOT_MIDDLE
 
 
 def bank_base(slot: int) -> int:
-    """The address, within the shared or local window, of a variable's first byte."""
+    """Return the address, within the shared or local window, of a variable's first byte."""
     return (slot << BANK_SHIFT) | BANK_MIDDLE
 
 
@@ -68,7 +68,7 @@ class Region:
         self._typed: dict = {}
 
     def typed(self, dtype: np.dtype) -> tuple[np.ndarray, int]:
-        """The data as elements of a type, and how many bytes before the first aligned one were left out."""
+        """Return the data as elements of a type, and how many bytes before the first aligned one were left out."""
         found = self._typed.get(dtype)
         if found is None:
             width = dtype.itemsize
@@ -104,7 +104,7 @@ class Located:
         self.counts: dict = {}  # what `metrics` found out about this pattern of addresses
 
     def index(self, shift: int, left_out: int):
-        """The element index for elements of `1 << shift` bytes."""
+        """Return the element index for elements of `1 << shift` bytes."""
         key = (shift, left_out)
         found = self.indices.get(key)
         if found is None:
@@ -144,7 +144,7 @@ class Memory:
     # --- locating --------------------------------------------------------------------------------------------------
 
     def locate(self, address, low: int, space: str, lanes: Lanes, site: Site):
-        """Looks at an address register: which region, and how far its lanes reach; `low` is the least offset used."""
+        """Look at an address register: which region, and how far its lanes reach; `low` is the least offset used."""
         if isinstance(address, np.ndarray):
             least, most = int(address.min()), int(address.max())
         else:
@@ -211,7 +211,7 @@ class Memory:
         return int(bad.sum()), int(block[first]), int(thread[first]), int(np.flatnonzero(bad)[first])
 
     def fault(self, kind: str, site: Site, bad, lanes: Lanes, tail) -> EmulatorFault:
-        """Builds the fault of the lanes in `bad`; `tail(place)` words the rest of the sentence for one lane."""
+        """Build the fault of the lanes in `bad`; `tail(place)` words the rest of the sentence for one lane."""
         count, block, thread, place = self._culprits(bad, lanes)
         block_index, thread_index = self.coordinates(block, thread)
         sentence = (
@@ -231,7 +231,7 @@ class Memory:
         raise self.fault("out of bounds", site, np.ones(lanes.shape, bool), lanes, tail)
 
     def check(self, at: Located, delta: int, width: int, site: Site) -> None:
-        """Raises where an access leaves its region or is not aligned to its own width."""
+        """Raise where an access leaves its region or is not aligned to its own width."""
         region = at.region
         if at.low + delta < 0 or at.high + delta + width > region.size:
             offset = np.broadcast_to(np.asarray(at.offset + delta), at.lanes.shape)
@@ -260,7 +260,7 @@ class Memory:
     # --- load ------------------------------------------------------------------------------------------------------
 
     def load(self, at, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
-        """Loads `count` consecutive elements per lane; returns one value for each."""
+        """Load `count` consecutive elements per lane; returns one value for each."""
         if isinstance(at, Scattered):
             return self._load_scattered(at, delta, dtype, count, site)
         width = dtype.itemsize
@@ -336,7 +336,7 @@ class Memory:
     # --- store -----------------------------------------------------------------------------------------------------
 
     def store(self, at, delta: int, values: tuple, dtype: np.dtype, site: Site) -> None:
-        """Stores consecutive elements per lane. Of lanes that write one place, the last wins."""
+        """Store consecutive elements per lane. Of lanes that write one place, the last wins."""
         if isinstance(at, Scattered):
             for mask, part in at.parts:
                 picked = tuple(at.lanes.expand(value)[mask] for value in values)
@@ -424,7 +424,7 @@ class Memory:
     # --- atomics ---------------------------------------------------------------------------------------------------
 
     def atomic(self, at, delta: int, operation: str, operands: tuple, dtype: np.dtype, site: Site, old_needed: bool):
-        """Applies a read-modify-write lane by lane; returns what each lane found, or None if nobody asks."""
+        """Apply a read-modify-write lane by lane; returns what each lane found, or None if nobody asks."""
         if isinstance(at, Scattered):
             out = np.empty(at.lanes.shape, dtype)
             for mask, part in at.parts:
@@ -475,7 +475,7 @@ _UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
 
 
 def _last_where_narrow(value, index: np.ndarray):
-    """Keeps the last lane's value along an axis on which the address does not vary."""
+    """Keep the last lane's value along an axis on which the address does not vary."""
     if isinstance(value, np.ndarray) and value.ndim == 2 and index.ndim == 2:
         if index.shape[0] == 1 and value.shape[0] > 1:
             value = value[-1:]

@@ -1,8 +1,9 @@
 """Counts per source line, as a profiler would give them, at the level of PTX.
 
-`Trace` is handed to `Program.launch(trace=...)` and collects over launches. Per line: executed warp instructions, active
-lanes, 32-byte sectors per global request, passes ("ways") per shared-memory request, bytes; with the ideal beside each.
-It also holds what `races` finds. PTX counts are not machine-code counts: ptxas vectorises, predicates and spills.
+`Trace` is handed to `Program.launch(trace=...)` and collects over launches. Per line: executed warp instructions,
+active lanes, 32-byte sectors per global request, passes ("ways") per shared-memory request, bytes; with the ideal
+beside each. It also holds what `races` finds. PTX counts are not machine-code counts: ptxas vectorises, predicates and
+spills.
 
 Sources: CUDA C++ Best Practices Guide, "Coalesced Access to Global Memory" and "Shared Memory"; Nsight Compute's
 definitions of sectors per request and bank conflicts.
@@ -65,7 +66,7 @@ class LineMetrics:
     bytes: dict[str, int] = field(default_factory=dict)
     """Bytes that the lanes asked for, by space."""
     accesses: dict[tuple[str, str], Requests] = field(default_factory=dict)
-    """The same requests apart, by space and by verb: ("global", "load"), ("shared", "store"), ("global", "atomic") ..."""
+    """The same requests apart, by space and verb: ("global", "load"), ("shared", "store"), ("global", "atomic") ..."""
 
     @property
     def active_lanes(self) -> float:
@@ -201,7 +202,7 @@ class Trace:
 
 
 def _requests(at: Located, delta: int, width: int) -> tuple[int, int, int]:
-    """Requests of an access, their sectors or ways, and the ideal of that."""
+    """Return requests of an access, their sectors or ways, and the ideal of that."""
     form = Warps.form(at.lanes)
     wide = form.spread(np.asarray(at.region.base + at.offset + delta))
     function = _sectors if at.region.space == "global" else _ways
@@ -231,7 +232,7 @@ def _distinct(units: np.ndarray, present: np.ndarray | None) -> tuple[np.ndarray
 
 
 def _sectors(address: np.ndarray, present: np.ndarray | None, width: int) -> tuple[int, int, int]:
-    """Requests, sectors, and the sectors that as many bytes need at least."""
+    """Return requests, sectors, and the sectors that as many bytes need at least."""
     _, first = _distinct(address >> SECTOR_SHIFT, present)
     if present is None:
         requests = address.shape[0] * address.shape[2]
@@ -242,7 +243,7 @@ def _sectors(address: np.ndarray, present: np.ndarray | None, width: int) -> tup
 
 
 def _ways(address: np.ndarray, present: np.ndarray | None, width: int) -> tuple[int, int, int]:
-    """Requests, passes, and the passes without conflicts: 8-byte accesses go in 2 phases of lanes, 16-byte ones in 4."""
+    """Return requests, passes, and passes without conflicts: 8-byte accesses go in 2 phases of lanes, 16-byte in 4."""
     unit = max(4, min(width, 16))
     phases = unit // 4
     warps, _, blocks = address.shape

@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 TYPE_BYTES = {
     **{f"{kind}{bits}": bits // 8 for kind in "bus" for bits in (8, 16, 32, 64)},
-    **{"f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4, "f32": 4, "f64": 8, "pred": 1, "b128": 16},
+    "f16": 2,
+    "bf16": 2,
+    "f16x2": 4,
+    "bf16x2": 4,
+    "f32": 4,
+    "f64": 8,
+    "pred": 1,
+    "b128": 16,
 }
 
 
@@ -151,7 +158,7 @@ _HEADER = re.compile(r"^(?:\.(?:visible|extern|weak|common)\s+)*\.(entry|func)\b
 
 
 def parse_module(text: str) -> Module:
-    """Parses a PTX module. Raises ValueError, with the statement, where the text is not PTX."""
+    """Parse a PTX module. Raises ValueError, with the statement, where the text is not PTX."""
     return _Parser(text).module
 
 
@@ -277,7 +284,7 @@ class _Parser:
     # --- statements ------------------------------------------------------------------------------------------------
 
     def _labels(self, text: str) -> str:
-        """Takes the labels off a statement's front; returns the rest."""
+        """Take the labels off a statement's front; returns the rest."""
         while self.function is not None and (match := _LABEL.match(text)):
             name = match.group(1)
             unique = name if self.scopes[-1] == 1 else f"{name}@{self.scopes[-1]}"
@@ -365,7 +372,7 @@ class _Parser:
         self.function.body.append(instruction)
 
     def _call_operands(self, text: str) -> tuple:
-        """A call becomes (results, callee, arguments); the cells' names carry the scope they live in."""
+        """Read a call, which becomes (results, callee, arguments); the cells' names carry the scope they live in."""
         parts = _split(text)
         results: tuple = ()
         if parts and parts[0].startswith("("):
@@ -420,7 +427,7 @@ class _Parser:
 
 
 def _split(text: str) -> list[str]:
-    """Splits at commas outside brackets, braces and parentheses."""
+    """Split at commas outside brackets, braces and parentheses."""
     parts, depth, start = [], 0, 0
     for position, char in enumerate(text):
         if char in "[{(":
@@ -449,7 +456,7 @@ def _literal(text: str) -> Imm:
 
 
 def parse_variable(text: str) -> Variable:
-    """Parses one variable declaration, with its initial value if there is one."""
+    """Parse one variable declaration, with its initial value if there is one."""
     declaration, _, initial = text.partition("=")
     declaration = re.sub(r"\.attribute\s*\([^)]*\)", "", declaration)
     space, align, kind, count = "", None, "", 1
@@ -517,15 +524,20 @@ def _function_header(head: str) -> Function:
     rest = rest[len(name) :].strip()
     parameters: list[Variable] = []
     if rest.startswith("("):
-        depth = 0
-        for close, char in enumerate(rest):
-            depth += (char == "(") - (char == ")")
-            if not depth:
-                break
-        parameters = [_parameter(part) for part in _split(rest[1:close])]
+        parameters = [_parameter(part) for part in _split(rest[1 : _closing(rest)])]
     return Function(name, entry, parameters, results)
 
 
+def _closing(text: str) -> int:
+    """Return the position of the parenthesis that closes the first one."""
+    depth = 0
+    for position, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if not depth:
+            return position
+    raise ValueError(f"PTX parameter list is not closed: {text[:200]}")
+
+
 def _parameter(text: str) -> Variable:
-    """A parameter; `.ptr .global .align 4` describes what it points to and is not its own alignment."""
+    """Parse a parameter; `.ptr .global .align 4` describes what it points to and is not its own alignment."""
     return parse_variable(re.sub(r"\.ptr(\s+\.(global|const|shared|local))?(\s+\.align\s+\d+)?", "", text))

@@ -169,7 +169,7 @@ class Program:
         return [(p.type, p.size, p.align) for p in self._function(name).parameters]
 
     def variable(self, name: str) -> np.ndarray:
-        """The bytes (uint8, writable) of a `__device__` or `__constant__` variable; they live as long as the program."""
+        """Return the bytes (uint8, writable) of a `__device__` or `__constant__` variable, which outlive launches."""
         if name not in self.symbols:
             raise KeyError(f"no module variable {name!r}; there are {sorted(self.symbols)}")
         return self._regions[self.symbols[name][1] >> 40].data
@@ -188,7 +188,7 @@ class Program:
         return not re.search(r"[/\\]include[/\\]|\.hpp$", name)
 
     def line_of(self, place: Place) -> int:
-        """The line of the user's own text that an instruction belongs to; 0 if there is none."""
+        """Return the line of the user's own text that an instruction belongs to; 0 if there is none."""
         for file, line in ((place.file, place.line), *place.callers):
             if file in self._own_files:
                 return line
@@ -217,7 +217,7 @@ class Program:
     # --- launching -------------------------------------------------------------------------------------------------
 
     def plan(self, name: str) -> Plan:
-        """The translated kernel; the first call translates it.
+        """Return the translated kernel; the first call translates it.
 
         Raises:
             NotImplementedError: names an instruction that the emulator does not know, and its source line.
@@ -239,14 +239,14 @@ class Program:
         trace=None,
         names: Sequence[str] | None = None,
     ) -> None:
-        """Runs a kernel.
+        """Run a kernel.
 
         Args:
             name: the kernel.
             grid: blocks in x, y, z (missing ones are 1).
             block: threads in x, y, z.
-            args: one per parameter: a C-contiguous NumPy array (passed as a pointer, changed in place), a NumPy scalar of
-                the parameter's size, or the parameter's raw bytes.
+            args: one per parameter: a C-contiguous NumPy array (passed as a pointer, changed in place), a NumPy scalar
+                of the parameter's size, or the parameter's raw bytes.
             shared_bytes: size of `extern __shared__` memory.
             blocks: linear numbers (x fastest) of the blocks to run; all if None.
             trace: a `metrics.Trace` that collects per-line counts, races and unwritten reads.
@@ -322,7 +322,7 @@ def _array_region(label: str, slot: int, value: np.ndarray) -> Region:
 
 
 def readable(name: str) -> str:
-    """A variable's name in the source, from its mangled one (`_ZZ4tileE1a`, `_ZN3abcE`)."""
+    """Return a variable's name in the source, from its mangled one (`_ZZ4tileE1a`, `_ZN3abcE`)."""
     if not name.startswith("_Z"):
         return name
     found, place = name, 0
@@ -336,7 +336,7 @@ def readable(name: str) -> str:
 
 
 def _keep_freed_memory() -> None:
-    """Makes malloc keep what NumPy frees: glibc raises its thresholds when a large block is freed once.
+    """Make malloc keep what NumPy frees: glibc raises its thresholds when a large block is freed once.
 
     Without this, arrays of 128 KiB and more are mapped and unmapped on every operation, five to ten times slower.
     """

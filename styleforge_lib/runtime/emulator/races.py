@@ -3,7 +3,8 @@
 For every granule of shared memory the detector remembers who wrote it last and up to three readers (the first, another
 thread of its warp, one of another warp), each with the barrier epoch of its block and the __syncwarp epoch of its warp.
 Two accesses are ordered if they are one thread's, if a barrier of the block lies between them, or if both are in one
-warp with a __syncwarp between them; two that are not, one of which writes, are a race. Atomics do not race with atomics.
+warp with a __syncwarp between them; two that are not, one of which writes, are a race. Atomics do not race with
+atomics.
 
 Of global memory it remembers the last writer: two threads that write different values to one place, and reads of what
 another thread of the same block has written, with no barrier between. Communication between blocks is not judged.
@@ -17,7 +18,11 @@ from .faults import Race
 from .memory import Located, Memory, Site, _triple
 
 _NOBODY = -1
-_VERBS = {"read after write": ("reads", "wrote"), "write after read": ("writes", "read"), "write after write": ("writes", "wrote")}
+_VERBS = {
+    "read after write": ("reads", "wrote"),
+    "write after read": ("writes", "read"),
+    "write after write": ("writes", "wrote"),
+}
 
 
 class _Actor:
@@ -76,14 +81,14 @@ class RaceDetector:
         self.warp_epoch = np.zeros((-(-self.threads // 32), blocks), np.int32)
 
     def block_barrier(self, complete: np.ndarray | None) -> None:
-        """A barrier of whole blocks has opened."""
+        """Note that a barrier of whole blocks has opened."""
         if complete is None:
             self.epoch += 1
         else:
             self.epoch[complete] += 1
 
     def warp_barrier(self, lanes) -> None:
-        """A __syncwarp has been passed."""
+        """Return a __syncwarp has been passed."""
         thread, block = lanes.expand(lanes.thread).reshape(-1), lanes.expand(lanes.block).reshape(-1)
         mask = np.zeros(self.warp_epoch.shape, bool)
         mask[thread >> 5, block] = True
@@ -124,7 +129,7 @@ class RaceDetector:
 
     @staticmethod
     def _value(values, step: int, granule: int, site: Site, lanes):
-        """What each lane writes at a granule, to tell equal writes; None where it cannot be told cheaply."""
+        """Return what each lane writes at a granule, to tell equal writes; None where it cannot be told cheaply."""
         if not values or site.verb != "store":
             return None
         width = site.width // len(values)
@@ -143,7 +148,9 @@ class RaceDetector:
             bad = (other != _NOBODY) & (other != number)
             if not bad.any():
                 continue
-            same_block = np.ones(bad.shape, bool) if space == "shared" else other // self.threads == number // self.threads
+            same_block = (
+                np.ones(bad.shape, bool) if space == "shared" else other // self.threads == number // self.threads
+            )
             other_thread = other if space == "shared" else other % self.threads
             ordered = same_block & (actor.epoch[where] < epoch)
             ordered |= same_block & (other_thread >> 5 == thread >> 5) & (actor.warp_epoch[where] < warp_epoch)
@@ -199,7 +206,9 @@ class RaceDetector:
 
     # --- reports ---------------------------------------------------------------------------------------------------
 
-    def _report(self, kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block) -> None:
+    def _report(
+        self, kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block
+    ) -> None:
         for other_site in np.unique(actor.site[where][bad]).tolist():
             chosen = np.flatnonzero(bad & (actor.site[where] == other_site))
             first = int(chosen[np.lexsort((thread[chosen], block[chosen]))[0]])
@@ -210,13 +219,17 @@ class RaceDetector:
             self._add(kind, space, at, site.line, self.plan.code.sites[other_site].line, int(block[first]),
                       int(thread[first]), None, int(other_thread[first]), int(offset[first]), other_block)  # fmt: skip
 
-    def _add(self, kind, space, at, line, other_line, block, thread, other_block, other_thread, offset, other_number=None):
+    def _add(
+        self, kind, space, at, line, other_line, block, thread, other_block, other_thread, offset, other_number=None
+    ):
         key = (kind, space, line, other_line)
         if key in self._seen:
             return
         self._seen.add(key)
         block_index, thread_index = self.batch.coordinates(block, thread)
-        other_index, other_thread_index = self.batch.coordinates(other_block if other_block is not None else block, other_thread)
+        other_index, other_thread_index = self.batch.coordinates(
+            other_block if other_block is not None else block, other_thread
+        )
         if other_number is not None:
             from .schedule import _unravel
 
@@ -234,15 +247,16 @@ class RaceDetector:
             else "put __syncthreads() between them"
         )
         sentence = (
-            f"{space} race ({kind}) on {at.region.name}: block {_triple(block_index)} thread {_triple(thread_index)} {now} byte "
-            f"{offset} at line {line}, which {where} {before} at line {other_line}; nothing orders the two: {advice}"
+            f"{space} race ({kind}) on {at.region.name}: block {_triple(block_index)} thread {_triple(thread_index)} "
+            f"{now} byte {offset} at line {line}, which {where} {before} at line {other_line}; nothing orders the two: "
+            f"{advice}"
         )
         self.trace.races.append(
             Race(kind, space, line, other_line, block_index, (thread_index, other_thread_index), sentence)
         )
 
     def _unwritten(self, memory: Memory, at: Located, delta: int, site: Site) -> None:
-        """Marks what is written, and reports the first read of a line that meets what is not."""
+        """Mark what is written, and reports the first read of a line that meets what is not."""
         region, lanes = at.region, at.lanes
         written = self.written.get(id(region))
         if written is None:

@@ -95,7 +95,7 @@ class Batch:
             self.values[bit] = special
 
     def _special(self, name: str):
-        """A special register as a value of the universe."""
+        """Return a special register as a value of the universe."""
         launch = self.launch
         thread = np.arange(self.universe.threads).reshape(-1, 1)
         numbers = self.block_numbers.reshape(1, -1)
@@ -137,7 +137,7 @@ class Batch:
         raise NotImplementedError(f"the emulator does not know the special register `{name}`.")
 
     def parameter(self, offset: int, dtype: np.dtype):
-        """A kernel parameter, as a scalar."""
+        """Return a kernel parameter, as a scalar."""
         found = self._parameters.get((offset, dtype))
         if found is None:
             data = self.launch.parameters[offset : offset + dtype.itemsize]
@@ -162,7 +162,7 @@ class Batch:
     # --- running ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Executes the batch. Raises EmulatorFault."""
+        """Execute the batch. Raises EmulatorFault."""
         self._start()
         self.pending[0] = self.universe.full
         pending, blocks, trace = self.pending, self.plan.blocks, self.trace
@@ -280,7 +280,7 @@ class Batch:
     # --- barriers --------------------------------------------------------------------------------------------------
 
     def _operand(self, operand, lanes: Lanes) -> int:
-        """A barrier's number or count; it must be the same in all lanes."""
+        """Return a barrier's number or count; it must be the same in all lanes."""
         value = (
             operand.value if isinstance(operand, Imm) else lanes.gather(self.values[self.plan.graph.bit[operand.name]])
         )
@@ -332,7 +332,7 @@ class Batch:
         return ~value if negated else value
 
     def _reduced(self, reduction, predicate: np.ndarray, lanes: Lanes) -> None:
-        """Writes what bar.red gives: a count, or whether all or any said yes, block by block."""
+        """Write what bar.red gives: a count, or whether all or any said yes, block by block."""
         operation, register = reduction
         bit = self.plan.graph.bit[register.name]
         if operation == "popc":
@@ -380,7 +380,7 @@ class Batch:
                 self._go(target, lanes)
 
     def _check_one_place(self, parked: Parked, complete: np.ndarray) -> None:
-        """A block whose threads completed one barrier from two lines of the source has diverged."""
+        """Raise where threads of a block completed one barrier from two lines of the source: they have diverged."""
         if parked.counted or len(parked.places) < 2:
             return
         seen = sorted(((mask & complete, line) for mask, line in parked.places.values()), key=lambda one: one[1])
@@ -399,9 +399,9 @@ class Batch:
         tail = f" at line {other_line}" if other_line else ""
         raise EmulatorFault(
             "divergent barrier",
-            f"divergent barrier: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at line "
-            f"{line}, while {plural(count, 'thread')}, e.g. thread {_triple(other_thread)}, {what}{tail}. Every thread of "
-            "a block must reach the same __syncthreads()",
+            f"divergent barrier: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at "
+            f"line {line}, while {plural(count, 'thread')}, e.g. thread {_triple(other_thread)}, {what}{tail}. Every "
+            "thread of a block must reach the same __syncthreads()",
             line=line,
             other_line=other_line,
             block=block_index,
@@ -471,7 +471,9 @@ class Batch:
             self._open_warps(self.parked[_WARP])  # lanes may have exited since
             if len(self.pending) > before:
                 return
-        for number, parked in sorted(self.parked.items(), key=lambda one: min((p[1] for p in one[1].places.values()), default=0)):
+        for number, parked in sorted(
+            self.parked.items(), key=lambda one: min((p[1] for p in one[1].places.values()), default=0)
+        ):
             if not parked.mask.any():
                 continue
             block = int(np.flatnonzero(parked.mask.any(axis=0))[0])
@@ -498,7 +500,8 @@ class Batch:
             tail = f"thread {_triple(other_thread)} at another one at line {other_line}: neither can go on"
         raise EmulatorFault(
             "deadlock",
-            f"deadlock: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at line {line}, {tail}",
+            f"deadlock: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at line {line}, "
+            f"{tail}",
             line=line,
             other_line=other_line,
             block=block_index,

@@ -20,7 +20,7 @@ class System:
         self.batch = batch
 
     def _text(self, address: int) -> str:
-        """A NUL-terminated string in global or constant memory."""
+        """Return a NUL-terminated string in global or constant memory."""
         region = self.batch.memory.regions.get(address >> 40)
         if region is None:
             return "(null)"
@@ -28,7 +28,7 @@ class System:
         return data.split(b"\0", 1)[0].decode("utf-8", "replace")
 
     def printf(self, text, arguments, lanes: Lanes, site: Site) -> None:
-        """Prints one line per thread, in the order of blocks and threads."""
+        """Print one line per thread, in the order of blocks and threads."""
         texts = lanes.expand(text).reshape(-1)
         pieces = {address: self._text(address) for address in np.unique(texts).tolist()}
         values = {address: self._arguments(pieces[address], arguments, lanes, site) for address in pieces}
@@ -38,7 +38,7 @@ class System:
             print(_formatted(pieces[address], [value[place] for value in values[address]], self._text), end="")
 
     def _arguments(self, text: str, arguments, lanes: Lanes, site: Site) -> list[np.ndarray]:
-        """The values that a format asks for: each is aligned to its own size in the thread's buffer."""
+        """Return the values that a format asks for: each is aligned to its own size in the thread's buffer."""
         result, offset = [], 0
         for conversion in _CONVERSION.findall(text):
             for dtype in _dtypes(conversion):
@@ -77,7 +77,7 @@ class System:
 
 
 def _dtypes(conversion: str) -> list[np.dtype]:
-    """What one conversion takes from the buffer: a `*` takes an int first."""
+    """Return what one conversion takes from the buffer: a `*` takes an int first."""
     if conversion == "%%":
         return []
     stars = [np.dtype(np.int32)] * conversion.count("*")

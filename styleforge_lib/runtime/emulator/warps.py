@@ -41,7 +41,7 @@ class WarpForm:
             self.present.reshape(-1)[self.place] = True
 
     def spread(self, value) -> np.ndarray:
-        """A value as (warps, 32, blocks); absent lanes hold poison."""
+        """Return a value as (warps, 32, blocks); absent lanes hold poison."""
         if self.whole:
             rows = self.lanes.shape[0]
             value = np.asarray(value)
@@ -57,7 +57,7 @@ class WarpForm:
         return wide
 
     def collect(self, value: np.ndarray):
-        """The lanes' part of a (warps, 32, blocks) value (axes may be 1)."""
+        """Return the lanes' part of a (warps, 32, blocks) value (axes may be 1)."""
         if self.whole:
             rows = self.lanes.shape[0]
             if value.size != rows * value.shape[2]:
@@ -104,7 +104,7 @@ class Warps:
 
     @staticmethod
     def form(lanes: Lanes) -> WarpForm:
-        """The warp form of a set, made once."""
+        """Return the warp form of a set, made once."""
         if lanes.warp_form is None:
             lanes.warp_form = WarpForm(lanes)
         return lanes.warp_form
@@ -164,10 +164,8 @@ class Warps:
         if form.present is None and not isinstance(value, np.ndarray):
             return value, in_range
         wide = form.spread(value)
-        if steady:
-            moved = wide.take(source[0, :, 0], axis=1)
-        else:
-            moved = np.take_along_axis(*_same_width(wide, source), axis=1)
+        picked = source[0, :, 0] if steady else None
+        moved = wide.take(picked, axis=1) if steady else np.take_along_axis(*_same_width(wide, source), axis=1)
         if form.present is not None:
             self._stale(form, source, steady, named, lanes, site)
         return form.collect(moved), in_range
@@ -190,7 +188,8 @@ class Warps:
                 form.collect(bad),
                 lanes,
                 lambda place: (
-                    f"reads lane {int(collected[place])} of its warp, which has exited or does not exist: its value is undefined"
+                    f"reads lane {int(collected[place])} of its warp, which has exited or does not exist: its value is "
+                    "undefined"
                 ),
             )
 
@@ -219,14 +218,14 @@ class Warps:
         return form.collect(false == 0 if mode == "all" else (false == 0) | (true == 0))
 
     def active_mask(self, lanes: Lanes):
-        """The lanes of each warp that execute this together."""
+        """Return the lanes of each warp that execute this together."""
         form = self.form(lanes)
         if form.present is None:
             return np.uint32(_FULL)
         return form.collect(self._ballot(form, np.True_).astype(np.uint32))
 
     def elect(self, mask, lanes: Lanes, site: Site):
-        """The lowest lane of the mask, and whether one is it."""
+        """Return the lowest lane of the mask, and whether one is it."""
         form = self.form(lanes)
         named = self._members(form, mask, lanes, site)
         members = np.asarray(named if named is not None else np.full((1, 1, 1), _FULL, np.int64))

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """What the emulator is held against: exact arithmetic in Python integers and fractions, and one-instruction kernels."""
 
 from fractions import Fraction
@@ -15,7 +16,7 @@ REGISTER = {1: ("b16", "rs"), 2: ("b16", "rs"), 4: ("b32", "r"), 8: ("b64", "rd"
 
 
 def round_fraction(value: Fraction, kind: str, mode: str = "rn") -> float:
-    """An exact value in a float type, by integer arithmetic alone; zero gives +0."""
+    """Return an exact value in a float type, by integer arithmetic alone; zero gives +0."""
     digits, least, most = PRECISION[kind]
     if value == 0:
         return 0.0
@@ -28,7 +29,9 @@ def round_fraction(value: Fraction, kind: str, mode: str = "rn") -> float:
     whole, rest = divmod(size / unit, 1)
     whole = int(whole)
     toward_infinity = (mode == "rp" and value > 0) or (mode == "rm" and value < 0)
-    if (mode == "rn" and (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole & 1))) or (rest and toward_infinity):
+    if (mode == "rn" and (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole & 1))) or (
+        rest and toward_infinity
+    ):
         whole += 1
     result = whole * unit
     largest = (2 - Fraction(2) ** (1 - digits)) * Fraction(2) ** most
@@ -38,7 +41,7 @@ def round_fraction(value: Fraction, kind: str, mode: str = "rn") -> float:
 
 
 def run_instruction(instruction: str, inputs: list[tuple[str, np.ndarray]], output: str, extra_output: bool = False):
-    """Runs one instruction on arrays, one lane per element; returns its result (and its predicate as 0 or 1).
+    """Run one instruction on arrays, one lane per element; returns its result (and its predicate as 0 or 1).
 
     The text names its operands d, a, b, c (registers as wide as their types), and p for a predicate result.
     """
@@ -65,7 +68,9 @@ def run_instruction(instruction: str, inputs: list[tuple[str, np.ndarray]], outp
         f".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry test({parameters})\n{{\n"
         f".reg .b64 base, address; .reg .b32 tid, tid2, block; .reg .pred p; {' '.join(sorted(declarations))}\n"
         f".reg .{REGISTER[width][0]} d;\n"
-        "mov.u32 tid, %tid.x; mov.u32 block, %ctaid.x; mad.lo.u32 tid, block, 64, tid;\n" + "\n".join(lines) + "\nret;\n}\n"
+        "mov.u32 tid, %tid.x; mov.u32 block, %ctaid.x; mad.lo.u32 tid, block, 64, tid;\n"
+        + "\n".join(lines)
+        + "\nret;\n}\n"
     )
     padded = -(-count // 64) * 64
     arrays = []
@@ -83,7 +88,7 @@ def edge_values(kind: str, rng: np.random.Generator, count: int = 160) -> np.nda
     """Hostile values of a type, then random bits."""
     dtype = DTYPES[kind]
     if kind[0] == "f" and kind != "f16x2":
-        digits, least, most = PRECISION[kind]
+        digits, least, _ = PRECISION[kind]
         special = [0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 2.0**least, -(2.0**least),
                    2.0 ** (least - digits + 1), 2.0 ** (least + 3), 1 + 2.0 ** (1 - digits), 3.0, 1 / 3, 255.5, 1e4]  # fmt: skip
         special += [np.finfo(dtype).max, -np.finfo(dtype).max]
@@ -93,8 +98,12 @@ def edge_values(kind: str, rng: np.random.Generator, count: int = 160) -> np.nda
         bits = rng.integers(0, 2**63, count, dtype=np.int64).astype(f"u{dtype.itemsize}").view(dtype)
         return np.concatenate([head, bits])
     info = np.iinfo(dtype)
-    special = np.array([0, 1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 127, info.max, info.max - 1, info.min, info.min + 1], object)
-    special = np.array([int(v) & ((1 << info.bits) - 1) for v in special], np.uint64).astype(f"u{dtype.itemsize}").view(dtype)
+    special = np.array(
+        [0, 1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 127, info.max, info.max - 1, info.min, info.min + 1], object
+    )
+    special = (
+        np.array([int(v) & ((1 << info.bits) - 1) for v in special], np.uint64).astype(f"u{dtype.itemsize}").view(dtype)
+    )
     bits = rng.integers(0, 2**63, count, dtype=np.int64).astype(f"u{dtype.itemsize}").view(dtype)
     small = rng.integers(0, 40, count // 2).astype(dtype)
     return np.concatenate([special, small, bits])

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Planted faults, each named at its line, and their corrected twins, which raise and report nothing.
 
 A kernel marks the lines that the emulator must name with `// HERE` and `// OTHER`; its twin is the same text with the
@@ -202,7 +203,15 @@ def line_of(text: str, mark: str) -> int:
 def launch(text: str, case: Planted, trace=None, arch: str = "compute_80"):
     program = Program(compile_ptx(text, arch))
     x, y = np.zeros(case.size, np.float32), np.zeros(case.size, np.float32)
-    program.launch("kernel", (case.grid,), (case.block,), (x, y, np.int32(case.size)), shared_bytes=case.shared, trace=trace, names=("x", "y", "n"))
+    program.launch(
+        "kernel",
+        (case.grid,),
+        (case.block,),
+        (x, y, np.int32(case.size)),
+        shared_bytes=case.shared,
+        trace=trace,
+        names=("x", "y", "n"),
+    )
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Every float instruction against exact fractions, to the last bit, on zeros, subnormals, infinities and NaN."""
 
 from fractions import Fraction
@@ -89,7 +90,7 @@ def test_half_pairs_do_both_halves(operation):
 
 
 def near_ties(rng, count):
-    """a, b, c with a * b + c within a hair of the midpoint of two float32: where rounding twice goes wrong."""
+    """Return a, b, c with a * b + c within a hair of the midpoint of two float32: where rounding twice goes wrong."""
     c = (rng.integers(2**23, 2**24, count) * 2.0 ** rng.integers(-10, 10, count)).astype(np.float32)
     half_unit = np.spacing(c).astype(np.float64) / 2
     tiny = half_unit * 2.0 ** -rng.integers(20, 45, count) * rng.choice([-1, 0, 1], count)
@@ -168,7 +169,10 @@ def test_extremes_of_zeros_and_nan(name, kind):
     if kind == "f64" and "NaN" in name:
         pytest.skip("PTX has no min.NaN.f64")
     columns = operands(kind, 2)
-    columns = [np.concatenate([c, np.array(z, DTYPES[kind])]) for c, z in zip(columns, ([0, -0.0, 0, -0.0], [-0.0, 0, 0, -0.0]), strict=True)]
+    columns = [
+        np.concatenate([c, np.array(z, DTYPES[kind])])
+        for c, z in zip(columns, ([0, -0.0, 0, -0.0], [-0.0, 0, 0, -0.0]), strict=True)
+    ]
 
     def key(value):
         return (float(value), not np.signbit(value))
@@ -290,7 +294,10 @@ def test_integer_to_float(source, target, mode):
     compare("cvt", got, wanted, [column])
 
 
-@pytest.mark.parametrize(("source", "target"), [("f32", "f16"), ("f64", "f32"), ("f64", "f16"), ("f16", "f32"), ("f32", "f64"), ("f16", "f64")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("f32", "f16"), ("f64", "f32"), ("f64", "f16"), ("f16", "f32"), ("f32", "f64"), ("f16", "f64")],
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_float_to_float(source, target, mode):
     (column,) = operands(source, 1)
@@ -324,7 +331,9 @@ def test_bfloat16_and_packed_halves():
     got = run_instruction("cvt.rn.bf16.f32 d, a;", [("f32", a)], "u16")
     assert got.tolist() == [0x3F80, 0x3F80, 0x3F82, 0x7F78, 0x7FFF, 0x8000, 0x0001]
     b = a[::-1].copy()
-    got = run_instruction("cvt.rn.f16x2.f32 d, a, b;", [("f32", a), ("f32", b)], "f16x2").view(np.float16).reshape(-1, 2)
+    got = (
+        run_instruction("cvt.rn.f16x2.f32 d, a, b;", [("f32", a), ("f32", b)], "f16x2").view(np.float16).reshape(-1, 2)
+    )
     with np.errstate(over="ignore"):
         assert same_bits(got[:, 1].copy(), a.astype(np.float16)).all()
         assert same_bits(got[:, 0].copy(), b.astype(np.float16)).all()

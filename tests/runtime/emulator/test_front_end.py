@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Parsing, inlining, blocks, liveness and reconvergence order."""
 
 import numpy as np
@@ -7,7 +8,17 @@ from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.emulator.control_flow import build_graph
 from styleforge_lib.runtime.emulator.inline import flatten
 from styleforge_lib.runtime.emulator.lanes import Universe
-from styleforge_lib.runtime.emulator.parse import Imm, Instruction, Mem, Pair, Reg, Sym, Vec, parse_module, parse_variable
+from styleforge_lib.runtime.emulator.parse import (
+    Imm,
+    Instruction,
+    Mem,
+    Pair,
+    Reg,
+    Sym,
+    Vec,
+    parse_module,
+    parse_variable,
+)
 
 HEAD = ".version 8.0\n.target sm_80\n.address_size 64\n"
 
@@ -192,7 +203,9 @@ def test_lane_sets_gather_and_scatter_any_shape():
             wanted = np.broadcast_to(old, mask.shape).copy()
             wanted[mask] = np.broadcast_to(value, mask.shape)[mask]
             assert np.array_equal(np.broadcast_to(new, mask.shape), wanted)
-            predicate = np.broadcast_to(rng.random([(1, blocks), (threads, 1), (threads, blocks)][rng.integers(3)]) < 0.5, mask.shape)
+            predicate = np.broadcast_to(
+                rng.random([(1, blocks), (threads, 1), (threads, blocks)][rng.integers(3)]) < 0.5, mask.shape
+            )
             yes, no = lanes.split(lanes.gather(np.ascontiguousarray(predicate)))
             for part, wanted in ((yes, mask & predicate), (no, mask & ~predicate)):
                 assert np.array_equal(part.mask() if part else np.zeros_like(mask), wanted)

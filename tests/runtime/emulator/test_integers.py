@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Every integer instruction against Python integers."""
 
 import numpy as np
@@ -147,7 +148,13 @@ def test_ternary(case):
 @pytest.mark.parametrize("kind", ["b32", "b64"])
 @pytest.mark.parametrize(("start", "length"), [(0, 8), (4, 5), (24, 16), (31, 1), (0, 32), (63, 9), (40, 0)])
 def test_bit_field_insert(kind, start, length):
-    check("bfi", [kind, kind], kind, lambda a, b: insert(a, b, start, length, kind), f"bfi.{kind} d, a, b, {start}, {length};")
+    check(
+        "bfi",
+        [kind, kind],
+        kind,
+        lambda a, b: insert(a, b, start, length, kind),
+        f"bfi.{kind} d, a, b, {start}, {length};",
+    )
 
 
 @pytest.mark.parametrize("table", [0x00, 0x80, 0x96, 0xE8, 0xCA, 0xFF, 0x1B])
@@ -189,7 +196,13 @@ def test_setp(kind, comparison):
     def expected(a, b):
         return eval(f"a {COMPARE[comparison]} b")
 
-    check("setp", [kind, kind], "u32", lambda a, b: int(expected(a, b)), f"setp.{comparison}.{kind} p, a, b; selp.u32 d, 1, 0, p;")
+    check(
+        "setp",
+        [kind, kind],
+        "u32",
+        lambda a, b: int(expected(a, b)),
+        f"setp.{comparison}.{kind} p, a, b; selp.u32 d, 1, 0, p;",
+    )
 
 
 def test_setp_with_two_results_and_a_predicate():
@@ -217,5 +230,7 @@ def test_uniform_operands_stay_right():
     for name, first, second, output, function in BINARY:
         for a, b in ((7, 3), (1, 0), (250, 31)):
             text = f"mov.b{BITS[first]} a, {a}; mov.b{BITS[second]} b, {b}; {name} d, a, b;"
-            got = run_instruction(text, [(first, np.zeros(3, DTYPES[first])), (second, np.zeros(3, DTYPES[second]))], output)
+            got = run_instruction(
+                text, [(first, np.zeros(3, DTYPES[first])), (second, np.zeros(3, DTYPES[second]))], output
+            )
             assert (got.astype(object) == wrap(function(a, b), output)).all(), (name, a, b, got)

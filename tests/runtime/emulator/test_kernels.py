@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Small CUDA kernels, each compiled for four architectures and held against NumPy."""
 
 import numpy as np
@@ -182,7 +183,9 @@ def test_atomics(arch, space):
     if space == "global":
         text = text.replace("TARGET", "int* t = out;").replace("FINISH", "")
     else:
-        text = text.replace("TARGET", "__shared__ int t[14]; if (threadIdx.x < 14) t[threadIdx.x] = out[threadIdx.x]; __syncthreads();")
+        text = text.replace(
+            "TARGET", "__shared__ int t[14]; if (threadIdx.x < 14) t[threadIdx.x] = out[threadIdx.x]; __syncthreads();"
+        )
         text = text.replace("FINISH", "__syncthreads(); if (threadIdx.x < 14) out[threadIdx.x] = t[threadIdx.x];")
     w = RNG.integers(0, 1000, 64).astype(np.int32)
     out, old = np.zeros(14, np.int32), np.zeros(64, np.int32)
@@ -190,7 +193,13 @@ def test_atomics(arch, space):
     f, d, u = np.zeros(1, np.float32), np.zeros(1), np.zeros(2, np.uint64)
     run(text, arch, (1,), (64,), w, out, old, f, d, u)
     assert out[:4].tolist() == [w[w & 3 == k].sum() for k in range(4)]
-    assert out[4:9].tolist() == [w.max(), w.min(), np.bitwise_and.reduce(w), np.bitwise_or.reduce(w), np.bitwise_xor.reduce(w)]
+    assert out[4:9].tolist() == [
+        w.max(),
+        w.min(),
+        np.bitwise_and.reduce(w),
+        np.bitwise_or.reduce(w),
+        np.bitwise_xor.reduce(w),
+    ]
     decremented = 0
     for _ in range(64):
         decremented = 5 if decremented == 0 or decremented > 5 else decremented - 1
@@ -278,7 +287,9 @@ def test_printf(arch, capsys):
     text = r"""extern "C" __global__ void k(float* x) { if (threadIdx.x < 2) printf("block %d thread %2d: %5.2f %s %c %llu %%\n", blockIdx.x, threadIdx.x, x[threadIdx.x], "text", 'c', 1ull << 40); }"""
     run(text, arch, (2,), (32,), np.array([1.5, -2.25], np.float32))
     assert capsys.readouterr().out.splitlines() == [
-        f"block {block} thread {thread:2d}: {[1.5, -2.25][thread]:5.2f} text c {1 << 40} %" for block in (0, 1) for thread in (0, 1)
+        f"block {block} thread {thread:2d}: {[1.5, -2.25][thread]:5.2f} text c {1 << 40} %"
+        for block in (0, 1)
+        for thread in (0, 1)
     ]
 
 

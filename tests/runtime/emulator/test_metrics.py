@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Counts per line against what the programming guide says, and no false alarm on right kernels."""
 
 import numpy as np
@@ -10,7 +11,13 @@ from styleforge_lib.runtime.emulator import Program, Trace
 def traced(text, grid, block, *args, shared_bytes=0, races=True, arch="compute_80", blocks=None):
     trace = Trace(races=races)
     Program(compile_ptx(text, arch)).launch(
-        Program(compile_ptx(text, arch)).kernels[0], grid, block, args, shared_bytes=shared_bytes, trace=trace, blocks=blocks
+        Program(compile_ptx(text, arch)).kernels[0],
+        grid,
+        block,
+        args,
+        shared_bytes=shared_bytes,
+        trace=trace,
+        blocks=blocks,
     )
     return trace
 
@@ -44,7 +51,9 @@ def test_sectors_of_vectors_and_bytes():
       float4 v = x[i];
       int w = b[i];
       y[i] = v.x + v.w + w; }"""
-    metrics = traced(text, (1,), (64,), np.zeros((64, 4), np.float32), np.zeros(64, np.uint8), np.zeros(64, np.float32)).lines()
+    metrics = traced(
+        text, (1,), (64,), np.zeros((64, 4), np.float32), np.zeros(64, np.uint8), np.zeros(64, np.float32)
+    ).lines()
     assert (metrics[2].global_requests, metrics[2].sectors, metrics[2].ideal_sectors) == (2, 32, 32)
     assert (metrics[3].global_requests, metrics[3].sectors, metrics[3].ideal_sectors) == (2, 2, 2)
 

@@ -15,7 +15,7 @@ _UNORDERED = {"equ": "!=", "neu": "==", "ltu": ">=", "leu": ">", "gtu": "<=", "g
 
 @helper
 def select(predicate, a, b):
-    """a where the predicate holds, else b; stays a scalar where all three allow."""
+    """Choose a where the predicate holds, else b; stays a scalar where all three allow."""
     if not isinstance(predicate, np.ndarray):
         return a if predicate else b
     return np.where(predicate, a, b)
@@ -31,7 +31,7 @@ def flush(value):
 
 
 def operand(e, value, kind: str, ftz: bool) -> str:
-    """An operand, flushed where the instruction says .ftz."""
+    """Return an operand, flushed where the instruction says .ftz."""
     name = e.use(value, kind)
     return e.form(name, "flushed", f"flush({name})") if ftz else name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..parse import Vec
 from .comparisons import operand
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
 from .floats import _directed, wide
@@ -67,7 +66,7 @@ def _from_integer(e, value: str, target: str, source: str, rounding: str | None,
 
 @helper
 def clamped(value, dtype):
-    """An integer clamped to another integer type's range."""
+    """Return an integer clamped to another integer type's range."""
     limits, have = np.iinfo(dtype), np.iinfo(value.dtype)
     low, high = max(limits.min, have.min), min(limits.max, have.max)
     return np.clip(value, value.dtype.type(low), value.dtype.type(high)).astype(dtype)
@@ -75,7 +74,7 @@ def clamped(value, dtype):
 
 @helper
 def directed_from_integer(value, dtype, mode):
-    """An integer to float under .rz .rm .rp: compare the nearest with the integer, exactly."""
+    """Convert an integer to float under .rz .rm .rp: compare the nearest with the integer, exactly."""
     array = np.asarray(value)
     nearest = array.astype(dtype)
     exact = np.array([int(v) for v in array.reshape(-1)], object)
@@ -100,7 +99,7 @@ _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 @helper
 def to_integer(value, mode, dtype):
-    """A float rounded to an integer, clamped to the type's range; NaN gives 0."""
+    """Round a float to an integer, clamped to the type's range; NaN gives 0."""
     limits = np.iinfo(dtype)
     whole = _ROUND[mode](value if value.dtype.itemsize == 8 else value.astype(np.float64))
     low, high = float(limits.min), float(limits.max)

@@ -49,7 +49,7 @@ _VARIABLE = re.compile(r"\b[vr]\d+\b")
 
 
 def rule(*opcodes: str) -> Callable[[Rule], Rule]:
-    """Registers the rule of some opcodes."""
+    """Register the rule of some opcodes."""
 
     def register(function: Rule) -> Rule:
         for opcode in opcodes:
@@ -60,13 +60,13 @@ def rule(*opcodes: str) -> Callable[[Rule], Rule]:
 
 
 def helper(function: Callable) -> Callable:
-    """Makes a function callable by its name in translated code."""
+    """Make a function callable by its name in translated code."""
     HELPERS[function.__name__] = function
     return function
 
 
 def dtype_name(dtype: np.dtype) -> str:
-    """The name of a dtype in translated code."""
+    """Return the name of a dtype in translated code."""
     return _DTYPE_NAMES[dtype]
 
 
@@ -78,21 +78,21 @@ class Modifiers:
         self.left = list(instruction.modifiers)
 
     def flag(self, name: str) -> bool:
-        """Takes a modifier if it is there."""
+        """Take a modifier if it is there."""
         if name in self.left:
             self.left.remove(name)
             return True
         return False
 
     def one_of(self, *names: str, default: str | None = None) -> str | None:
-        """Takes the first modifier that is one of the names."""
+        """Take the first modifier that is one of the names."""
         for position, name in enumerate(self.left):
             if name in names:
                 return self.left.pop(position)
         return default
 
     def type(self, *allowed: str) -> str:
-        """Takes the last type; refuses it unless it is allowed."""
+        """Take the last type; refuses it unless it is allowed."""
         for position in range(len(self.left) - 1, -1, -1):
             if self.left[position] in TYPE_BYTES:
                 kind = self.left.pop(position)
@@ -107,7 +107,7 @@ class Modifiers:
             self.refuse()
 
     def refuse(self, hint: str = ""):
-        """Raises NotImplementedError that names the instruction."""
+        """Raise NotImplementedError that names the instruction."""
         raise unsupported(self.instruction.name, self.instruction.place.line, hint)
 
 
@@ -130,7 +130,7 @@ class KernelCode:
         self.dtypes = self._register_dtypes()
 
     def _register_dtypes(self) -> dict[str, np.dtype]:
-        """The dtype in which a register crosses from block to block: what most instructions take it for."""
+        """Return the dtype in which a register crosses from block to block: what most instructions take it for."""
         votes: dict[str, dict[str, int]] = {}
         for block in self.graph.blocks:
             for item in block.instructions:
@@ -150,7 +150,7 @@ class KernelCode:
         return dtypes
 
     def kind(self, register: str) -> str:
-        """The declared type of a register."""
+        """Return the declared type of a register."""
         if register in self.flat.registers:
             return self.flat.registers[register]
         if register == "%carry":
@@ -158,7 +158,7 @@ class KernelCode:
         return "u64" if register.endswith("64") or register == "%globaltimer" else "u32"
 
     def constant(self, value) -> str:
-        """The name of a constant in translated code."""
+        """Return the name of a constant in translated code."""
         key = (type(value), value.tobytes()) if isinstance(value, np.generic) else (type(value), id(value))
         name = self._constants.get(key)
         if name is None:
@@ -167,7 +167,7 @@ class KernelCode:
         return name
 
     def site(self, instruction: Instruction, space: str, verb: str, width: int) -> str:
-        """Registers a memory instruction; returns its name in translated code."""
+        """Register a memory instruction; returns its name in translated code."""
         site = Site(len(self.sites), self.line_of(instruction.place), instruction.name, space, verb, width)
         self.sites.append(site)
         name = f"SITE{site.number}"
@@ -191,18 +191,18 @@ class Emitter:
     # --- code ------------------------------------------------------------------------------------------------------
 
     def new(self, expression: str) -> str:
-        """Emits `v = expression` and returns v."""
+        """Emit `v = expression` and return v."""
         self.count += 1
         name = f"v{self.count}"
         self.lines.append(f"{name} = {expression}")
         return name
 
     def line(self, statement: str) -> None:
-        """Emits a statement."""
+        """Emit a statement."""
         self.lines.append(statement)
 
     def form(self, variable: str, key: str, expression: str) -> str:
-        """A derived form of a value (a view, a wider copy), made once per block."""
+        """Return a derived form of a value (a view, a wider copy), made once per block."""
         found = self.forms.get((variable, key))
         if found is None:
             found = self.forms[variable, key] = self.new(expression)
@@ -211,7 +211,7 @@ class Emitter:
     # --- operands --------------------------------------------------------------------------------------------------
 
     def register(self, name: str) -> tuple[str, np.dtype]:
-        """A register's variable and dtype at this point of the block."""
+        """Return a register's variable and dtype at this point of the block."""
         found = self.current.get(name)
         if found is None:
             variable = f"r{self.code.graph.bit[name]}"
@@ -220,7 +220,7 @@ class Emitter:
         return found
 
     def use(self, operand, kind: str) -> str:
-        """An operand as a value of a PTX type's dtype; a wider register gives its low bits."""
+        """Return an operand as a value of a PTX type's dtype; a wider register gives its low bits."""
         dtype = DTYPES[kind]
         if isinstance(operand, Reg):
             variable, have = self.register(operand.name)
@@ -237,7 +237,7 @@ class Emitter:
         raise ValueError(f"PTX operand {operand} is not a value")
 
     def bits(self, operand, width: int) -> tuple[str, np.dtype]:
-        """An operand of any type that is `width` bytes wide, in whatever dtype it is at hand."""
+        """Return an operand of any type that is `width` bytes wide, in whatever dtype it is at hand."""
         if isinstance(operand, Reg):
             variable, have = self.register(operand.name)
             if have.itemsize == width:
@@ -264,7 +264,7 @@ class Emitter:
         return self.as_dtype(cut, np.dtype(low), want)
 
     def literal(self, operand: Imm, dtype: np.dtype) -> str:
-        """A literal as a constant of a dtype."""
+        """Return a literal as a constant of a dtype."""
         if dtype == np.dtype(bool):
             return self.code.constant(np.bool_(operand.value))
         value = operand.value
@@ -278,18 +278,18 @@ class Emitter:
         return self.code.constant(raw.view(dtype)[()])
 
     def constant(self, value, kind: str) -> str:
-        """A Python number as a constant of a PTX type."""
+        """Return a Python number as a constant of a PTX type."""
         return self.code.constant(DTYPES[kind].type(value))
 
     def address_of(self, symbol: Sym) -> int:
-        """The address of a variable within its own space."""
+        """Return the address of a variable within its own space."""
         found = self.code.symbols.get(symbol.name)
         if found is None:
             raise unsupported(f"address of {symbol.name}", self.line_number, "Function pointers are not emulated.")
         return found[1]
 
     def set(self, operand, variable: str, kind: str) -> None:
-        """Makes a value the register's; one narrower than the register is extended by its own signedness."""
+        """Make a value the register's; one narrower than the register is extended by its own signedness."""
         if operand is None:
             return
         if not isinstance(operand, Reg):
@@ -307,7 +307,7 @@ class Emitter:
         self.current[operand.name] = (variable, dtype)
 
     def set_expression(self, operand, expression: str, kind: str) -> None:
-        """Emits an expression and makes it the register's value."""
+        """Emit an expression and make it the register's value."""
         self.set(operand, self.new(expression), kind)
 
     @property
@@ -318,7 +318,7 @@ class Emitter:
     # --- the whole block -------------------------------------------------------------------------------------------
 
     def run(self) -> tuple[str, list[str], list[str]]:
-        """Translates; returns the function's source, and the registers it takes and gives."""
+        """Translate; returns the function's source, and the registers it takes and gives."""
         for instruction in self.block.instructions:
             self.instruction = instruction
             found = RULES.get(instruction.opcode)
@@ -343,7 +343,7 @@ class Emitter:
         return "\n    ".join([head, *_with_deletions(self.lines)]), list(self.inputs), outputs
 
     def _read_by_end(self) -> int:
-        """Registers that the block's end reads: a branch's predicate, a barrier's operands."""
+        """Return the registers that the block's end reads: a branch's predicate, a barrier's operands."""
         from ..control_flow import read
 
         mask = 0
@@ -354,7 +354,7 @@ class Emitter:
 
 
 def _with_deletions(lines: list[str]) -> Iterator[str]:
-    """Adds `del` after each variable's last use."""
+    """Add `del` after each variable's last use."""
     last: dict[str, int] = {}
     found = []
     for number, line in enumerate(lines):
@@ -379,7 +379,7 @@ def _lowest_offsets(block: Block) -> dict[str, int]:
 
 
 def translate_block(code: KernelCode, block: Block) -> tuple[Callable, list[str], list[str], str]:
-    """Translates one block; returns the function, the registers it takes and gives, and its source."""
+    """Translate one block; returns the function, the registers it takes and gives, and its source."""
     source, inputs, outputs = Emitter(code, block).run()
     scope: dict[str, object] = {}
     exec(compile(source, f"<ptx {code.flat.name} block {block.index}>", "exec"), code.namespace, scope)

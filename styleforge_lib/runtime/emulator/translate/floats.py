@@ -39,7 +39,7 @@ class Underflow:
         cls.seen = True
 
 
-# --- fused multiply-add, float32 ---------------------------------------------------------------------------------------
+# --- fused multiply-add, float32 --------------------------------------------------------------------------------------
 
 
 class _Scratch(threading.local):
@@ -104,14 +104,14 @@ def _repair(a, b, c, total, result) -> None:
 
 
 def _picked(value, where: tuple[np.ndarray, ...]):
-    """The elements at some places; an axis of length 1 stands for all."""
+    """Return the elements at some places; an axis of length 1 stands for all."""
     if not isinstance(value, np.ndarray):
         return value
     return value[tuple(index if length > 1 else 0 for index, length in zip(where, value.shape, strict=True))]
 
 
 def _two_sum_error(a, b, total):
-    """a + b - total, exactly (Knuth)."""
+    """Return A + b - total, exactly (Knuth)."""
     from_b = total - a
     return (a - (total - from_b)) + (b - from_b)
 
@@ -133,7 +133,7 @@ def _to_odd(total, error):
 
 
 def _directed(nearest, total, error, mode: str):
-    """The float32 on the wanted side of total + error, given the nearest one."""
+    """Return the float32 on the wanted side of total + error, given the nearest one."""
     wide = nearest.astype(F8)
     above = (wide > total) | ((wide == total) & (error < 0))
     below = (wide < total) | ((wide == total) & (error > 0))
@@ -190,7 +190,7 @@ def rounded_root(a, mode):
     return _directed(nearest, wide, error, mode).astype(F4)[()]
 
 
-# --- float64 -----------------------------------------------------------------------------------------------------------
+# --- float64 ----------------------------------------------------------------------------------------------------------
 
 
 def _two_product(a, b):
@@ -230,13 +230,13 @@ def fma64(a, b, c, mode="rn"):
 
 
 def _zero_sum(a: float, b: float, mode: str) -> float:
-    """A sum that is exactly zero: +0, but rounding down -0 unless both are +0."""
+    """Return a sum that is exactly zero: +0, but rounding down -0 unless both are +0."""
     negative = (np.signbit(a) or np.signbit(b)) if mode == "rm" else (np.signbit(a) and np.signbit(b))
     return -0.0 if negative else 0.0
 
 
 def _round_fraction(exact: Fraction, mode: str, fallback: float) -> float:
-    """The float64 of an exact value under a rounding mode; `fallback` stands for an exact zero."""
+    """Return the float64 of an exact value under a rounding mode; `fallback` stands for an exact zero."""
     if exact == 0:
         return fallback
     try:
@@ -282,11 +282,11 @@ def _root_fraction(value: Fraction, nearest: float, mode: str) -> float:
     return nearest
 
 
-# --- rules -------------------------------------------------------------------------------------------------------------
+# --- rules ------------------------------------------------------------------------------------------------------------
 
 
 def wide(e, name: str) -> str:
-    """A float32 value as float64, converted once per block."""
+    """Return a float32 value as float64, converted once per block."""
     return e.form(name, "F8", f"{name}.astype(F8)")
 
 
@@ -347,7 +347,7 @@ def _add(e, ins, m):
 
 
 def fused(e, ins, m) -> None:
-    """fma and mad of floats."""
+    """Fma and mad of floats."""
     from .halves import half_fused
 
     if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
@@ -361,7 +361,9 @@ def fused(e, ins, m) -> None:
         expression = f"fma64({a}, {b}, {c}, {rounding!r})"
     else:
         a, b = wide(e, a), wide(e, b)
-        expression = f"fma32({a}, {b}, {c})" if rounding == "rn" else f"rounded_sum({a} * {b}, {wide(e, c)}, {rounding!r})"
+        expression = (
+            f"fma32({a}, {b}, {c})" if rounding == "rn" else f"rounded_sum({a} * {b}, {wide(e, c)}, {rounding!r})"
+        )
     finish(e, ins.operands[0], expression, kind, ftz, sat)
 
 
@@ -461,7 +463,7 @@ def _extreme_expression(e, opcode: str, a: str, b: str, kind: str, propagate: bo
 
 @helper
 def extreme(a, b, largest, propagate):
-    """min or max: NaN loses (or wins, .NaN), and -0 is less than +0."""
+    """Min or max: NaN loses (or wins, .NaN), and -0 is less than +0."""
     function = (np.maximum if propagate else np.fmax) if largest else (np.minimum if propagate else np.fmin)
     result = function(a, b)
     zero = result == 0

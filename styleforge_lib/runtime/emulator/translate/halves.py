@@ -40,7 +40,7 @@ def _kind(m) -> str:
 
 
 def _apply(e, ins, kind: str, expression, sources, ftz: bool = False) -> None:
-    """Sets the result of `expression(*names)`, for each half of a pair."""
+    """Set the result of `expression(*names)`, for each half of a pair."""
 
     def flushed(name: str) -> str:
         return e.form(name, "flush_half", f"flush_half({name})") if ftz else name
@@ -72,7 +72,7 @@ def half_binary(e, ins, m) -> None:
 
 
 def half_fused(e, ins, m) -> None:
-    """fma."""
+    """Fma."""
     kind = _kind(m)
     m.one_of("rn")
     ftz, sat, relu = m.flag("ftz"), m.flag("sat"), m.flag("relu")
@@ -88,7 +88,7 @@ def half_fused(e, ins, m) -> None:
 
 
 def half_sign(e, ins, m) -> None:
-    """abs and neg: on the bits, so that NaN keeps its payload."""
+    """Abs and neg: on the bits, so that NaN keeps its payload."""
     kind = _kind(m)
     m.flag("ftz")
     m.finish()
@@ -104,7 +104,7 @@ def half_sign(e, ins, m) -> None:
 
 
 def half_extreme(e, ins, m) -> None:
-    """min and max."""
+    """Min and max."""
     kind = _kind(m)
     ftz, propagate = m.flag("ftz"), m.flag("NaN")
     m.finish()

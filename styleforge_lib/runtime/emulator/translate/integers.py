@@ -18,11 +18,11 @@ def _number(value, like):
     return like.dtype.type(value)
 
 
-# --- add, sub, mul, mad ------------------------------------------------------------------------------------------------
+# --- add, sub, mul, mad -----------------------------------------------------------------------------------------------
 
 
 def integer_add(e, ins, m, sign: str) -> None:
-    """add and sub of integers; .sat of s32, .cc and the carry-in forms too."""
+    """Add and sub of integers; .sat of s32, .cc and the carry-in forms too."""
     kind = m.type(*_INTEGERS)
     saturate, carry_out = m.flag("sat"), m.flag("cc")
     carry_in = ins.opcode in ("addc", "subc")
@@ -78,7 +78,7 @@ def _with_carry(e, ins, m):
 
 
 def product(e, ins, m, kind: str, half: str) -> tuple[str, str]:
-    """The expression of a product's low half, high half or full width, and its type."""
+    """Return the expression of a product's low half, high half or full width, and its type."""
     a, b = e.use(ins.operands[1], kind), e.use(ins.operands[2], kind)
     if half == "lo":
         return f"{a} * {b}", kind
@@ -171,7 +171,7 @@ def _mul24(e, ins, m):
 
 @helper
 def low_24(value):
-    """The low 24 bits, sign-extended if the dtype is signed."""
+    """Return the low 24 bits, sign-extended if the dtype is signed."""
     eight = _number(8, value)
     return (value << eight) >> eight
 
@@ -184,7 +184,7 @@ def _sad(e, ins, m):
     e.set_expression(ins.operands[0], f"{c} + select({a} < {b}, {b} - {a}, {a} - {b})", kind)
 
 
-# --- division, sign, extremes ------------------------------------------------------------------------------------------
+# --- division, sign, extremes -----------------------------------------------------------------------------------------
 
 
 @helper
@@ -202,7 +202,7 @@ def quotient(a, b):
 
 
 def select_one(zero, b):
-    """Replaces a zero divisor by one."""
+    """Replace a zero divisor by one."""
     replaced = np.where(zero, b.dtype.type(1), b)
     return replaced[()] if replaced.ndim == 0 else replaced
 
@@ -220,7 +220,7 @@ def remainder(a, b):
 
 
 def integer_divide(e, ins, m) -> None:
-    """div and rem of integers."""
+    """Div and rem of integers."""
     kind = m.type(*_INTEGERS)
     m.finish()
     name = "quotient" if ins.opcode == "div" else "remainder"
@@ -233,7 +233,7 @@ def _rem(e, ins, m):
 
 
 def integer_sign(e, ins, m) -> None:
-    """abs and neg of integers."""
+    """Abs and neg of integers."""
     kind = m.type("s16", "s32", "s64")
     m.finish()
     a = e.use(ins.operands[1], kind)
@@ -241,7 +241,7 @@ def integer_sign(e, ins, m) -> None:
 
 
 def integer_extreme(e, ins, m) -> None:
-    """min and max of integers."""
+    """Min and max of integers."""
     kind = m.type(*_INTEGERS)
     relu = m.flag("relu")
     m.finish()
@@ -252,7 +252,7 @@ def integer_extreme(e, ins, m) -> None:
     e.set_expression(ins.operands[0], expression, kind)
 
 
-# --- logic and shifts --------------------------------------------------------------------------------------------------
+# --- logic and shifts -------------------------------------------------------------------------------------------------
 
 
 @rule("and", "or", "xor")
@@ -325,7 +325,7 @@ def funnel(low, high, amount, left, wrap):
     return whole.astype(np.uint32)
 
 
-# --- bit fields --------------------------------------------------------------------------------------------------------
+# --- bit fields -------------------------------------------------------------------------------------------------------
 
 
 @rule("popc", "clz", "brev")
@@ -341,7 +341,7 @@ def _count(e, ins, m):
 
 @helper
 def ones(value):
-    """Population count as u32."""
+    """Return population count as u32."""
     return np.bitwise_count(value).astype(np.uint32)
 
 
@@ -401,7 +401,7 @@ def _bfe(e, ins, m):
 
 @helper
 def extracted(value, start, length):
-    """The bit field, sign-extended if the dtype is signed (past the top, the sign bit repeats)."""
+    """Return the bit field, sign-extended if the dtype is signed (past the top, the sign bit repeats)."""
     bits, kind = 8 * value.dtype.itemsize, value.dtype.type
     start = (start & np.uint32(255)).astype(np.int64)
     length = (length & np.uint32(255)).astype(np.int64)

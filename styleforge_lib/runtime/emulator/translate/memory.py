@@ -20,7 +20,7 @@ def _space(m) -> str:
 
 
 def _qualifiers(m) -> None:
-    """Takes what orders or hints and changes no value: one block runs at a time, in program order."""
+    """Take what orders or hints and changes no value: one block runs at a time, in program order."""
     m.one_of(*_ORDER)
     m.one_of(*_SCOPES)
     m.one_of(*_CACHE)
@@ -28,7 +28,7 @@ def _qualifiers(m) -> None:
 
 
 def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int]:
-    """The variable of a located address, and the offset to add to it."""
+    """Return the variable of a located address, and the offset to add to it."""
     base, offset = operand.base, operand.offset
     if isinstance(base, Reg):
         variable, dtype = e.register(base.name)

@@ -99,4 +99,4 @@ def _isspacep(e, ins, m):
 
 @rule("bra")
 def _bra(e, ins, m):
-    """A jump inside what has become one block: it only counts as an instruction."""
+    """Do nothing for a jump inside what has become one block: it only counts as an instruction."""

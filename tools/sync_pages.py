@@ -1,0 +1,475 @@
+"""Rewrite what is generated in the pages, or with --check say what is out of date.
+
+Contents: the record (rows), the blocks in the order of the pages that show them, the pictures, the pages, the command
+line.
+
+A page holds its generated parts between two lines, ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``, and NAME is a
+function here under ``@block``. The measured figures come from ``records/measurements.csv`` alone, and of one GPU, so
+that a page does not change with the machine that writes it.
+
+A picture in ``docs/`` is compared by what it shows, since its bytes change with the versions of Matplotlib and its
+fonts: each file carries a fingerprint of its data (the rows, or the weights and the photos' names), and is drawn again
+when the fingerprint differs, or with --pictures.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+
+import nbformat
+from address import REPOSITORY, ROOT, colab_badge
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors import safe_open
+
+from styleforge_lib.lab import records
+from styleforge_lib.lab.figures import KIND_NAMES, draw_shares, draw_versions
+from styleforge_lib.lab.peers import COMPILED, EAGER, PRECISIONS
+from styleforge_lib.lab.profile import KINDS, OPERATOR
+from styleforge_lib.lab.records import Measurement
+from styleforge_lib.lab.studio import gallery
+from styleforge_lib.models.checkpoints import STYLES_FOLDER, list_styles
+
+PAGES = ("README.md", "CONTRIBUTING.md", "styleforge_lib/styles/README.md")
+GPU = "NVIDIA H200"  # the card whose figures the pages quote: a second card's rows must not mix with them
+SIZES = ("256x256", "512x512", "1024x1024", "1080x1920")
+SHAPE = "1x3x1024x1024"  # of the figures, of the errors, and of where the time goes
+PHOTOS = ("astronaut", "chelsea", "coffee")
+DPI = 130  # sharp at the width of a page on GitHub
+BLOCKS: dict[str, Callable[[], str]] = {}
+
+
+class PageError(ValueError):
+    """A page that cannot be written; the message is one line."""
+
+
+def block(write: Callable[[], str]) -> Callable[[], str]:
+    """Let pages show what ``write`` returns between the markers of its name, with hyphens for underscores."""
+    BLOCKS[write.__name__.replace("_", "-")] = write
+    return write
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
+    """Return a Markdown table; ``align`` holds one of "l" and "r" for each column, and what it lacks is "l"."""
+    rule = ["---:" if side == "r" else "---" for side in align.ljust(len(head), "l")]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [head, rule, *rows])
+
+
+# ---- the record ----
+
+
+@cache
+def committed() -> tuple[Measurement, ...]:
+    """Return the committed rows of the pages' GPU."""
+    return tuple(row for row in records.read(records.committed_path()) if row.gpu == GPU)
+
+
+def measured(operator: str, **wanted: str) -> list[Measurement]:
+    """Return the rows with these columns that were measured together: the fullest run, of equals the newest.
+
+    ``operator`` may end with a dot: then it stands for all stages of that operator.
+    """
+
+    def asked_for(row: Measurement) -> bool:
+        mine = row.operator.startswith(operator) if operator.endswith(".") else row.operator == operator
+        return mine and all(getattr(row, column) == value for column, value in wanted.items())
+
+    rows = records.fullest_run(filter(asked_for, committed()))
+    if not rows:
+        raise PageError(
+            f"no record on an {GPU} of {', '.join([operator, *wanted.values()])}: `make bench` there writes it"
+        )
+    return rows
+
+
+def peers(shape: str) -> dict[tuple[str, str], Measurement]:
+    """Return (version, dtype) -> row of every peer, in the order in which the lessons name them."""
+    found = {(row.version, row.dtype): row for row in measured(OPERATOR, shape=shape, method="cold")}
+    asked = [(version, dtype) for dtype, _ in PRECISIONS for version in (*EAGER, *COMPILED[dtype])]
+    if missing := [pair for pair in asked if pair not in found]:
+        raise PageError(f"no record on an {GPU} of {' in '.join(missing[0])} at {shape}: `make bench` writes it")
+    return {pair: found[pair] for pair in asked}
+
+
+def profiled() -> dict[str, list[Measurement]]:
+    """Return the profile of the running network, by the name of its precision."""
+    precisions = {"float32 (TF32)": ("tf32", "nchw"), "float16 channels_last": ("float16", "nhwc")}
+    return {
+        title: measured(OPERATOR + ".", shape=SHAPE, method="inside", dtype=dtype, layout=layout)
+        for title, (dtype, layout) in precisions.items()
+    }
+
+
+def by_kind(rows: Iterable[Measurement]) -> dict[str, float]:
+    """Sum a profile's milliseconds by the kind of stage, which ends an operator's name, in the order of the figures."""
+    sums = dict.fromkeys(KINDS, 0.0)
+    for row in rows:
+        sums[row.operator.rpartition(".")[2]] += row.median_ms
+    return sums
+
+
+def machine_of(rows: Iterable[Measurement]) -> str:
+    """Return "NVIDIA H200, driver 580, PyTorch 2.11.0, CUDA 13.0, 2026-11-22", or several of them."""
+    said = (f"{r.gpu}, driver {r.driver}, PyTorch {r.torch}, CUDA {r.cuda}, {r.run[:10]}" for r in rows)
+    return "; ".join(dict.fromkeys(said))
+
+
+# ---- README.md ----
+
+
+@block
+def badges() -> str:
+    """Colab, the licence and the versions of Python."""
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    least, above = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', pyproject).groups()
+    python, shields = f"3.{least}_to_3.{int(above) - 1}", "https://img.shields.io/badge"
+    return "\n".join(
+        [
+            colab_badge(notebooks()[0].name),
+            f"[![Licence: MIT]({shields}/licence-MIT-blue.svg)](LICENSE)",
+            f"[![Python {python.replace('_', ' ')}]({shields}/python-{python}-blue.svg)](pyproject.toml)",
+        ]
+    )
+
+
+@block
+def clone() -> str:
+    """Say how the repository is fetched."""
+    return f"```sh\ngit clone {REPOSITORY}\ncd {REPOSITORY.rpartition('/')[2]}\n```"
+
+
+def notebooks() -> list[Path]:
+    """Return the notebooks that there are, in their order."""
+    found = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if not found:
+        raise PageError("there is no notebook in notebooks/")
+    return found
+
+
+@block
+def lessons() -> str:
+    """List the notebooks: title, goals (folded), minutes, badge, as each one's first cell has them."""
+    rows = []
+    for path in notebooks():
+        cell = nbformat.read(path, as_version=4).cells[0].source
+        title = re.match(r"# (?P<number>\d\d) · (?P<title>.+)", cell)
+        minutes = re.search(r"\*\*Takes\*\* (?:about )?(\d+) minutes", cell)
+        goals = re.search(r"\*\*You will\*\*\n((?:- .+\n)+)", cell)
+        if not (title and minutes and goals):
+            raise PageError(
+                f'{path.name}: its first cell must have "# NN · Title", "**You will**" with a list, '
+                'and "**Takes** N minutes"'
+            )
+        items = "".join(f"<li>{goal[2:]}</li>" for goal in goals[1].splitlines())
+        folded = f"<details><summary>you will</summary><ul>{items}</ul></details>"
+        link = f"[{title['title']}](notebooks/{path.name})"
+        rows.append([title["number"], link + folded, f"{minutes[1]} min", colab_badge(path.name)])
+    return table(["", "notebook", "takes", "open"], rows, "llr")
+
+
+@block
+def styles() -> str:
+    """Name the shipped styles in a sentence."""
+    names = [f"`{name}`" for name in list_styles()]
+    return f"The styles are {', '.join(names[:-1])} and {names[-1]}."
+
+
+def three_digits(number: float) -> str:
+    """Write 0.394, 2.90, 20.0, 133."""
+    return f"{number:#.3g}".rstrip(".")
+
+
+@block
+def peers_words() -> str:
+    """Say what PyTorch reaches, and what the arithmetic would allow."""
+    rows = peers(SHAPE)
+    first, best = rows["eager", "tf32"], min(rows.values(), key=lambda row: row.median_ms)
+    product = measured("ceiling", version="matmul", dtype="float16")[-1]
+    floor = first.flops / product.flops * product.median_ms
+    return (
+        f"PyTorch as it comes paints 1024×1024 pixels in {three_digits(first.median_ms)} ms on an {best.gpu}; its "
+        f"best, `{best.version}` in {_precision(best)}, takes {three_digits(best.median_ms)} ms. At the speed that "
+        f"this GPU reaches in one large float16 matrix product, the arithmetic alone would take "
+        f"{three_digits(floor)} ms: that is the room."
+    )
+
+
+@block
+def peers_table() -> str:
+    """Show the whole network at four sizes, in every way of PyTorch: the best of each size in bold."""
+    columns = {size: peers(f"1x3x{size}") for size in SIZES}
+    best = {size: min(row.median_ms for row in column.values()) for size, column in columns.items()}
+    lines = []
+    for pair, row in columns[SHAPE.removeprefix("1x3x")].items():
+        times = [(column[pair].median_ms, best[size]) for size, column in columns.items()]
+        cells = [f"**{three_digits(ms)}**" if ms == least else three_digits(ms) for ms, least in times]
+        lines.append([row.version, _precision(row), *cells, f"{row.psnr_db:.0f}"])
+    head = ["version", "precision", *(size.replace("x", "×") for size in SIZES), "PSNR"]
+    return (
+        f"{table(head, lines, 'll' + 'r' * (len(SIZES) + 1))}\n\n"
+        "Milliseconds for one picture (height×width), the best in bold; PSNR in dB against float64, at 1024×1024. "
+        "tf32 is PyTorch's default for float32 tensors: convolutions multiply in TF32. "
+        f"Measured on {machine_of(row for column in columns.values() for row in column.values())}: medians of many "
+        "calls, the L2 cache flushed before each; cudnn.benchmark is on in every version but plain eager. "
+        "`make bench` appends the rows to [records/measurements.csv](records/measurements.csv), and `make pages` "
+        "writes this table and the figure from them."
+    )
+
+
+def _precision(row: Measurement) -> str:
+    return row.dtype + (" channels_last" if row.layout == "nhwc" else "")
+
+
+@block
+def shares_table() -> str:
+    """Say which share of the network's time each kind of stage takes, in two precisions."""
+    profiles, lines, remarks = profiled(), [], []
+    for title, rows in profiles.items():
+        sums = by_kind(rows)
+        whole, alone = sum(sums.values()), peers(SHAPE)["eager + benchmark", rows[0].dtype].median_ms
+        lines.append([title, three_digits(whole), *(f"{100 * ms / whole:.0f} %" for ms in sums.values())])
+        if not 0.9 < whole / alone < 1.1:
+            remarks.append(
+                f"In {title} the profiled stages add up to {three_digits(whole)} ms, and the network without a "
+                f"profiler took {three_digits(alone)} ms: two measurements, in which cuDNN may choose differently."
+            )
+    head = ["1024×1024", "ms in all", *(KIND_NAMES[kind] for kind in KINDS)]
+    where = machine_of(row for rows in profiles.values() for row in rows)
+    said = [f"Each stage's kernels, timed inside the running network by torch.profiler on {where}.", *remarks]
+    return f"{table(head, lines, 'l' + 'r' * (len(KINDS) + 1))}\n\n{' '.join(said)}"
+
+
+# ---- CONTRIBUTING.md ----
+
+
+@block
+def targets() -> str:
+    """List the targets of the Makefile with their own descriptions."""
+    found = re.findall(r"^([a-z]+):.*?## (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    return table(["command", "does"], [[f"`make {target}`", does] for target, does in found])
+
+
+@block
+def record_columns() -> str:
+    """Name the columns of a record."""
+    return "\n".join(["```text", ",".join(field.name for field in fields(Measurement)), "```"])
+
+
+# ---- styleforge_lib/styles/README.md ----
+
+
+@cache
+def training_of(style: str) -> dict:
+    """Return what `tools/train_style.py` wrote into a style's file."""
+    path = STYLES_FOLDER / f"{style}.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if "training" not in metadata:
+        raise PageError(f"{path.name}: its metadata says nothing of its training; tools/train_style.py writes it")
+    return json.loads(metadata["training"])
+
+
+@block
+def training_facts() -> str:
+    """Show how each style was trained."""
+    lines = []
+    for style in list_styles():
+        facts = training_of(style)
+        recipe, losses = facts["recipe"], facts["losses"]
+        lines.append(
+            [
+                f"`{style}`",
+                f"{recipe['style_weight']:g}",
+                f"{recipe['tv_weight']:g}",
+                f"`{facts['init']}`" if facts["init"] else "random weights",
+                f"{facts['iterations_done']:,}",
+                f"{facts['seconds']:.0f} s",
+                *(f"{losses[part]:.2f}" for part in ("content", "style", "tv")),
+                f"{facts['device']}, PyTorch {facts['torch']}",
+            ]
+        )
+    head = ["style", "style weight", "tv weight", "started from", "iterations", "time"]
+    head += ["content loss", "style loss", "tv loss", "trained on"]
+    return table(head, lines, "lrrlrrrrrl")
+
+
+@block
+def training_commands() -> str:
+    """Give the command that trains each style again, from what its file says."""
+    from train_style import Recipe  # imports its neighbours in tools/
+
+    usual = asdict(Recipe())
+    lines = []
+    for style in list_styles():
+        facts = training_of(style)
+        # A file that says nothing of the ramp is older than the ramp, which was then none.
+        recipe = {"style_ramp": 0.0, **facts["recipe"], "iterations": facts["iterations_done"], "max_seconds": None}
+        words = [f"--painting {facts['painting']}", "$DATA", f"--out out/{style}"]
+        words += [f"--init {facts['init']}"] if facts["init"] else []
+        for name, default in usual.items():
+            value = recipe[name]
+            if (tuple(value) if isinstance(value, list) else value) != default:
+                shown = value if isinstance(value, list) else [value]
+                words.append(" ".join([f"--{name.replace('_', '-')}", *(f"{number:.10g}" for number in shown)]))
+        lines.append(f"python tools/train_style.py {' '.join(words)}")
+    return "\n".join(["```sh", *lines, "```"])
+
+
+@block
+def files() -> str:
+    """List the files with their sizes and digests, and the digests of the paintings they were trained on."""
+    lines = []
+    for style in list_styles():
+        path, facts = STYLES_FOLDER / f"{style}.safetensors", training_of(style)
+        lines.append(
+            [
+                f"[{path.name}]({path.name})",
+                f"{path.stat().st_size:,}",
+                f"`{digest_of(path)[:16]}`",
+                f"{facts['painting']}",
+                f"`{facts['painting_sha256'][:16]}`",
+            ]
+        )
+    head = ["file", "bytes", "SHA-256 begins with", "trained on", "whose SHA-256 begins with"]
+    return table(head, lines, "lr")
+
+
+def digest_of(path: Path) -> str:
+    """Return a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---- the pictures ----
+
+
+def _peers_figure() -> tuple[object, Callable[[], bytes]]:
+    rows = list(peers(SHAPE).values())
+    best = min(rows, key=lambda row: row.median_ms)
+    title = f"TransformerNet at 1024×1024, {best.where}"
+    return [asdict(row) for row in rows], lambda: _png(draw_versions(rows, title=title, highlight=best.version))
+
+
+def _shares_figure() -> tuple[object, Callable[[], bytes]]:
+    sums = {title: by_kind(rows) for title, rows in profiled().items()}
+    return sums, lambda: _png(draw_shares(sums))
+
+
+def _paintings() -> tuple[object, Callable[[], bytes]]:
+    weights = {name: digest_of(STYLES_FOLDER / f"{name}.safetensors") for name in list_styles()}
+    return [PHOTOS, weights], lambda: gallery(PHOTOS, size=480).data
+
+
+def _png(figure: object) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+# Each gives its data, of which the fingerprint is taken, and what draws it.
+PICTURES: dict[str, Callable[[], tuple[object, Callable[[], bytes]]]] = {
+    "docs/peers.png": _peers_figure,
+    "docs/shares.png": _shares_figure,
+    "docs/paintings.jpg": _paintings,
+}
+
+
+def stamped(picture: bytes, fingerprint: str) -> bytes:
+    """Return a PNG or JPEG file with a fingerprint among its metadata, the pixels as they were."""
+    buffer, image = io.BytesIO(), Image.open(io.BytesIO(picture))
+    if image.format == "PNG":
+        said = PngInfo()
+        said.add_text("Comment", fingerprint)
+        image.save(buffer, "PNG", pnginfo=said, optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality="keep", comment=fingerprint)
+    return buffer.getvalue()
+
+
+def fingerprint_in(path: Path) -> str | None:
+    """Return the fingerprint that `stamped` put into a file, or None."""
+    if not path.exists():
+        return None
+    with Image.open(path) as image:
+        said = image.info.get("comment", image.info.get("Comment", b""))
+    return said.decode() if isinstance(said, bytes) else said
+
+
+def sync_pictures(*, check: bool, again: bool) -> list[str]:
+    """Draw the pictures whose data have changed, or all ``again``; return what was, or would be, drawn."""
+    changed = []
+    for name, make in PICTURES.items():
+        data, draw = make()
+        fingerprint = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        if fingerprint_in(ROOT / name) == fingerprint and not again:
+            continue
+        changed.append(name)
+        if not check:
+            (ROOT / name).parent.mkdir(exist_ok=True)
+            (ROOT / name).write_bytes(stamped(draw(), fingerprint))
+    return changed
+
+
+# ---- the pages ----
+
+
+_BLOCK = re.compile(r"<!-- begin:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- end:(?P=name) -->", re.DOTALL)
+_MARKER = re.compile(r"<!-- *(?:begin|end):[^\n]*")
+
+
+def rewritten(page: str, text: str) -> str:
+    """Return a page's text with every block as it should be; PageError names a marker that is wrong."""
+
+    def fill(found: re.Match) -> str:
+        name = found["name"]
+        if name not in BLOCKS:
+            raise PageError(f"{page}: no block is called {name!r}; there are {', '.join(BLOCKS)}")
+        if stray := _MARKER.search(found["body"]):
+            raise PageError(f"{page}: {stray[0]} stands inside the block {name!r}")
+        return f"<!-- begin:{name} -->\n\n{BLOCKS[name]()}\n\n<!-- end:{name} -->"
+
+    if stray := _MARKER.search(_BLOCK.sub("", text)):
+        raise PageError(f"{page}: {stray[0]} has no partner")
+    return _BLOCK.sub(fill, text)
+
+
+def sync_pages(*, check: bool) -> list[str]:
+    """Rewrite the pages whose blocks have changed; return what was, or would be, rewritten."""
+    changed = []
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text("utf-8")
+        after = rewritten(page, before)
+        if before != after:
+            changed.append(page)
+            if not check:
+                path.write_text(after, "utf-8")
+    return changed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where something would change")
+    parser.add_argument("--pictures", action="store_true", help="draw every picture again, whatever its data")
+    options = parser.parse_args(arguments)
+    if options.check and options.pictures:
+        parser.error("--check changes nothing, so it does not go with --pictures")
+    try:
+        changed = [*sync_pictures(check=options.check, again=options.pictures), *sync_pages(check=options.check)]
+    except (ValueError, OSError) as error:
+        print(f"sync_pages: {error}", file=sys.stderr)
+        return 1
+    for name in changed:
+        print(f"{name}: " + ("out of date; run `make pages`" if options.check else "rewritten"))
+    return 1 if changed and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

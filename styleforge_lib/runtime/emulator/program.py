@@ -22,6 +22,8 @@ from .translate import KernelCode, translate_block
 from .translate.floats import Underflow
 
 MAX_THREADS = 1024
+MEMORY_PER_BATCH = 1 << 28  # bytes of shared and local memory
+SHADOW_BYTES = 32  # what the race detector remembers of a byte
 TRACED_LANES_PER_BATCH = 8192  # shadow memory is several times the size of what it shadows
 # What a loop that waits for another thread does in every turn.
 _POLLING = {"ld": ("volatile", "relaxed", "acquire", "mmio"), "atom": ("cas", "exch")}
@@ -265,11 +267,22 @@ class Program:
             raise ValueError(f"blocks must lie in 0..{total - 1}")
         if trace is not None:
             trace.begin(plan, launch)
-        lanes = TRACED_LANES_PER_BATCH if trace is not None and trace.detector is not None else LANES_PER_BATCH
-        size = max(1, lanes // launch.threads)
+        size = self._blocks_per_batch(plan, launch)
         with np.errstate(all="ignore", under="call", call=Underflow.note):
             for start in range(0, numbers.size, size):
                 Batch(plan, launch, numbers[start : start + size]).run()
+
+    @staticmethod
+    def _blocks_per_batch(plan: Plan, launch: Launch) -> int:
+        """Return how many blocks run at once: enough lanes to be fast, little enough memory."""
+        shadowed = launch.trace is not None and launch.trace.detector is not None
+        lanes = TRACED_LANES_PER_BATCH if shadowed else LANES_PER_BATCH
+        if any(step.polls for step in plan.blocks):
+            lanes *= 4  # blocks that wait for each other must run in one batch
+        local = sum(size for _, _, size in plan.local_layout.values())
+        memory = plan.static_shared + launch.shared_bytes + local * launch.threads
+        most = MEMORY_PER_BATCH // max(1, memory * (SHADOW_BYTES if shadowed else 1))
+        return max(1, min(lanes // launch.threads, most))
 
     def _launch(self, name: str, grid, block, args, shared_bytes: int, trace, names) -> Launch:
         grid, block = _dimensions(grid, "grid"), _dimensions(block, "block")

@@ -19,6 +19,7 @@ from .warps import Warps
 
 LANES_PER_BATCH = 65536  # fewer pay NumPy's cost per call, more leave the cache
 PATIENCE = 50  # turns a polling loop gets before the lanes that it may be waiting for are let forward
+POLLING_LIMIT = 100_000  # turns of polling in which nobody leaves the kernel or passes a barrier: they wait for ever
 _MEMO_SIZE = 64
 _WARP = "warp"
 
@@ -55,7 +56,7 @@ class Batch:
         self.owned: set[int] = set()
         self.pending: dict[int, Lanes] = {}
         self.parked: dict = {}
-        self.exited_count = 0
+        self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
         memory, warps, system = self.memory, self.warps, self.system
@@ -166,7 +167,6 @@ class Batch:
         self._start()
         self.pending[0] = self.universe.full
         pending, blocks, trace = self.pending, self.plan.blocks, self.trace
-        polls = 0
         while True:
             if not pending:
                 if not self.parked:
@@ -174,10 +174,12 @@ class Batch:
                 self._stuck()
             number = min(pending) if len(pending) > 1 else next(iter(pending))
             step = blocks[number]
-            if step.polls and len(pending) > 1:
-                polls += 1
-                if polls > PATIENCE:
-                    polls, number = 0, sorted(pending)[1]
+            if step.polls:
+                self.polled += 1
+                if self.polled > POLLING_LIMIT:
+                    self._raise_endless(step, pending[number])
+                if self.polled % PATIENCE == 0 and len(pending) > 1:
+                    number = sorted(pending)[1]
                     step = blocks[number]
             lanes = pending.pop(number)
             if trace is not None:
@@ -261,7 +263,7 @@ class Batch:
 
     def _leave(self, lanes: Lanes) -> None:
         self.warps.exited |= lanes.mask()
-        self.exited_count += lanes.count
+        self.polled = 0
 
     def _switch(self, block: Block, step, lanes: Lanes, outputs: tuple) -> None:
         choice = outputs[step.chooser] if step.chooser is not None else lanes.gather(self.values[step.choice])
@@ -361,6 +363,7 @@ class Batch:
         if not complete.any():
             return
         self._check_one_place(parked, complete)
+        self.polled = 0
         if parked.reduction:
             opened = self.universe.from_mask(parked.mask & complete)
             self._reduced(parked.reduction, parked.predicate & parked.mask, opened)
@@ -488,6 +491,21 @@ class Batch:
                 self._raise_divergent(block, mask, line, gone, None, "left the kernel without reaching it")
             self._raise_deadlock(block, mask, line, None, None)
         self.parked.clear()
+
+    def _raise_endless(self, step, lanes: Lanes) -> None:
+        line = next(self.plan.line_of(item.place) for item in step.block.instructions if step.polls)
+        first = int(np.lexsort((lanes.expand(lanes.thread).reshape(-1), lanes.expand(lanes.block).reshape(-1)))[0])
+        block = int(lanes.expand(lanes.block).reshape(-1)[first])
+        block_index, thread = self.coordinates(block, int(lanes.expand(lanes.thread).reshape(-1)[first]))
+        raise EmulatorFault(
+            "deadlock",
+            f"deadlock: block {_triple(block_index)} thread {_triple(thread)} has polled memory {POLLING_LIMIT} times at "
+            f"line {line}, and no thread got any further. Only {self.universe.blocks} blocks run at a time here: blocks "
+            "that wait for each other must be that few, and every one must be launched",
+            line=line,
+            block=block_index,
+            threads=(thread,),
+        )
 
     def _raise_deadlock(self, block: int, mask, line: int, other, other_line: int | None) -> None:
         first = int(np.flatnonzero(mask[:, block])[0])

@@ -114,6 +114,12 @@ FAULTS = {
         kernel("float v = x[threadIdx.x];\n v += __shfl_xor_sync(0xffff, v, 1); // HERE\n y[threadIdx.x] = v;"),
         ("0xffff", "0xffffffff"),
     ),
+    "waiting for a flag that nobody sets": Planted(
+        "deadlock",
+        kernel("volatile float* flag = x;\n while (flag[0] == 0) { // HERE\n } y[threadIdx.x] = 1;"),
+        ("== 0", "!= 0"),
+        says="has polled memory",
+    ),
     "assertion": Planted(
         "assertion",
         kernel("\n assert(x[threadIdx.x] > 0); // HERE\n y[threadIdx.x] = 1;"),

@@ -70,6 +70,10 @@ def dtype_name(dtype: np.dtype) -> str:
     return _DTYPE_NAMES[dtype]
 
 
+class Refused(Exception):
+    """An instruction is not on the whitelist; the emitter adds its name and line to the hint."""
+
+
 class Modifiers:
     """What follows an opcode's dots; a rule takes what it understands and `finish` refuses the rest."""
 
@@ -107,8 +111,8 @@ class Modifiers:
             self.refuse()
 
     def refuse(self, hint: str = ""):
-        """Raise NotImplementedError that names the instruction."""
-        raise unsupported(self.instruction.name, self.instruction.place.line, hint)
+        """Refuse the instruction, with a hint at what to use instead."""
+        raise Refused(hint)
 
 
 class KernelCode:
@@ -283,9 +287,11 @@ class Emitter:
 
     def address_of(self, symbol: Sym) -> int:
         """Return the address of a variable within its own space."""
+        if symbol.name == "WARP_SZ":
+            return 32
         found = self.code.symbols.get(symbol.name)
         if found is None:
-            raise unsupported(f"address of {symbol.name}", self.line_number, "Function pointers are not emulated.")
+            raise Refused(f"It takes the address of `{symbol.name}`, which is a function or is not defined.")
         return found[1]
 
     def set(self, operand, variable: str, kind: str) -> None:
@@ -327,9 +333,7 @@ class Emitter:
                 raise unsupported(instruction.name, self.line_number)
             try:
                 found(self, instruction, modifiers)
-            except NotImplementedError:
-                raise unsupported(instruction.name, self.line_number) from None
-            except ValueError as error:
+            except (Refused, ValueError) as error:
                 raise unsupported(instruction.name, self.line_number, str(error)) from error
         outputs, values = [], []
         wanted = self.block.live_out | self._read_by_end()

@@ -53,7 +53,7 @@ def profile(net: TransformerNet, x: torch.Tensor, *, repeats: int = 10) -> list[
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     for _ in range(2):
         net(x)
-    with torch_profile(activities=activities) as profiler:
+    with torch_profile(activities=activities, acc_events=True) as profiler:  # else newer versions warn
         for _ in range(repeats):
             net(x)
         if device == "cuda":

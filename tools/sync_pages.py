@@ -36,12 +36,14 @@ from styleforge_lib.lab.profile import KINDS, OPERATOR
 from styleforge_lib.lab.records import Measurement
 from styleforge_lib.lab.studio import gallery
 from styleforge_lib.models.checkpoints import STYLES_FOLDER, list_styles
+from styleforge_lib.ops import operators
 
 PAGES = ("README.md", "CONTRIBUTING.md", "styleforge_lib/styles/README.md")
 GPU = "NVIDIA H200"  # the card whose figures the pages quote: a second card's rows must not mix with them
 SIZES = ("256x256", "512x512", "1024x1024", "1080x1920")
 SHAPE = "1x3x1024x1024"  # of the figures, of the errors, and of where the time goes
 PHOTOS = ("astronaut", "chelsea", "coffee")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 DPI = 130  # sharp at the width of a page on GitHub
 BLOCKS: dict[str, Callable[[], str]] = {}
 
@@ -170,7 +172,7 @@ def lessons() -> str:
         items = "".join(f"<li>{goal[2:]}</li>" for goal in goals[1].splitlines())
         folded = f"<details><summary>you will</summary><ul>{items}</ul></details>"
         link = f"[{title['title']}](notebooks/{path.name})"
-        rows.append([title["number"], link + folded, f"{minutes[1]} min", colab_badge(path.name)])
+        rows.append([title["number"], link + folded, f"{minutes[1]}{NO_BREAK}min", colab_badge(path.name)])
     return table(["", "notebook", "takes", "open"], rows, "llr")
 
 
@@ -184,6 +186,12 @@ def styles() -> str:
 def three_digits(number: float) -> str:
     """Write 0.394, 2.90, 20.0, 133."""
     return f"{number:#.3g}".rstrip(".")
+
+
+@block
+def kernels() -> str:
+    """Name the operators whose kernels are finished."""
+    return f"Finished kernels: {', '.join(f'`{operator.name}`' for operator in operators())}."
 
 
 @block
@@ -238,7 +246,7 @@ def shares_table() -> str:
         if not 0.9 < whole / alone < 1.1:
             remarks.append(
                 f"In {title} the profiled stages add up to {three_digits(whole)} ms, and the network without a "
-                f"profiler took {three_digits(alone)} ms: two measurements, in which cuDNN may choose differently."
+                f"profiler took {three_digits(alone)} ms; the shares are of the former."
             )
     head = ["1024×1024", "ms in all", *(KIND_NAMES[kind] for kind in KINDS)]
     where = machine_of(row for rows in profiles.values() for row in rows)
@@ -259,7 +267,7 @@ def targets() -> str:
 @block
 def record_columns() -> str:
     """Name the columns of a record."""
-    return "\n".join(["```text", ",".join(field.name for field in fields(Measurement)), "```"])
+    return ", ".join(f"`{field.name}`" for field in fields(Measurement)) + "."
 
 
 # ---- styleforge_lib/styles/README.md ----
@@ -278,26 +286,27 @@ def training_of(style: str) -> dict:
 
 @block
 def training_facts() -> str:
-    """Show how each style was trained."""
-    lines = []
-    for style in list_styles():
-        facts = training_of(style)
-        recipe, losses = facts["recipe"], facts["losses"]
-        lines.append(
-            [
-                f"`{style}`",
-                f"{recipe['style_weight']:g}",
-                f"{recipe['tv_weight']:g}",
-                f"`{facts['init']}`" if facts["init"] else "random weights",
-                f"{facts['iterations_done']:,}",
-                f"{facts['seconds']:.0f} s",
-                *(f"{losses[part]:.2f}" for part in ("content", "style", "tv")),
-                f"{facts['device']}, PyTorch {facts['torch']}",
-            ]
-        )
-    head = ["style", "style weight", "tv weight", "started from", "iterations", "time"]
-    head += ["content loss", "style loss", "tv loss", "trained on"]
-    return table(head, lines, "lrrlrrrrrl")
+    """Show how each style was trained: one column a style."""
+    trained = [training_of(style) for style in list_styles()]
+    rows: dict[str, Callable[[dict], str]] = {
+        "painting's file": lambda facts: f"`{facts['painting']}`",
+        "its SHA-256 begins with": lambda facts: f"`{facts['painting_sha256'][:12]}`",
+        "photos": lambda facts: str(facts["photos"]),
+        "started from": lambda facts: f"`{facts['init']}`" if facts["init"] else "random weights",
+        "iterations": lambda facts: f"{facts['iterations_done']:,}",
+        "seconds": lambda facts: f"{facts['seconds']:.0f}",
+        "weight of the style loss": lambda facts: f"{facts['recipe']['style_weight']:g}",
+        "weight of total variation": lambda facts: f"{facts['recipe']['tv_weight']:g}",
+        "content loss at the end": lambda facts: f"{facts['losses']['content']:.2f}",
+        "style loss at the end": lambda facts: f"{facts['losses']['style']:.2f}",
+        "total variation loss at the end": lambda facts: f"{facts['losses']['tv']:.2f}",
+        "GPU": lambda facts: facts["device"],
+        "PyTorch": lambda facts: facts["torch"],
+    }
+    digests = [f"`{digest_of(STYLES_FOLDER / f'{style}.safetensors')[:12]}`" for style in list_styles()]
+    lines = [[name, *map(write, trained)] for name, write in rows.items()]
+    head = ["", *(f"[{style}]({style}.safetensors)" for style in list_styles())]
+    return table(head, [*lines, ["these weights' SHA-256 begins with", *digests]], "l" + "r" * len(trained))
 
 
 @block
@@ -320,25 +329,6 @@ def training_commands() -> str:
                 words.append(" ".join([f"--{name.replace('_', '-')}", *(f"{number:.10g}" for number in shown)]))
         lines.append(f"python tools/train_style.py {' '.join(words)}")
     return "\n".join(["```sh", *lines, "```"])
-
-
-@block
-def files() -> str:
-    """List the files with their sizes and digests, and the digests of the paintings they were trained on."""
-    lines = []
-    for style in list_styles():
-        path, facts = STYLES_FOLDER / f"{style}.safetensors", training_of(style)
-        lines.append(
-            [
-                f"[{path.name}]({path.name})",
-                f"{path.stat().st_size:,}",
-                f"`{digest_of(path)[:16]}`",
-                f"{facts['painting']}",
-                f"`{facts['painting_sha256'][:16]}`",
-            ]
-        )
-    head = ["file", "bytes", "SHA-256 begins with", "trained on", "whose SHA-256 begins with"]
-    return table(head, lines, "lr")
 
 
 def digest_of(path: Path) -> str:
@@ -381,14 +371,14 @@ PICTURES: dict[str, Callable[[], tuple[object, Callable[[], bytes]]]] = {
 
 
 def stamped(picture: bytes, fingerprint: str) -> bytes:
-    """Return a PNG or JPEG file with a fingerprint among its metadata, the pixels as they were."""
-    buffer, image = io.BytesIO(), Image.open(io.BytesIO(picture))
-    if image.format == "PNG":
-        said = PngInfo()
-        said.add_text("Comment", fingerprint)
-        image.save(buffer, "PNG", pnginfo=said, optimize=True)
-    else:
-        image.save(buffer, "JPEG", quality="keep", comment=fingerprint)
+    """Return a PNG or JPEG file with a fingerprint as its comment, the pixels as they were."""
+    if picture.startswith(b"\xff\xd8"):  # saving a JPEG again would change its pixels: a comment goes in as it is
+        first_ends = 4 + int.from_bytes(picture[4:6])  # JFIF's own segment must remain the first
+        comment = b"\xff\xfe" + (2 + len(fingerprint)).to_bytes(2) + fingerprint.encode()
+        return picture[:first_ends] + comment + picture[first_ends:]
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("comment", fingerprint)
+    Image.open(io.BytesIO(picture)).save(buffer, "PNG", pnginfo=info, optimize=True)
     return buffer.getvalue()
 
 
@@ -397,7 +387,7 @@ def fingerprint_in(path: Path) -> str | None:
     if not path.exists():
         return None
     with Image.open(path) as image:
-        said = image.info.get("comment", image.info.get("Comment", b""))
+        said = image.info.get("comment", "")
     return said.decode() if isinstance(said, bytes) else said
 
 

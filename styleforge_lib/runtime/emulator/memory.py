@@ -86,6 +86,15 @@ class Bank:
     def __init__(self, name: str, space: str, base: int, size: int, owners: int):
         self.name, self.space, self.base, self.size, self.owners = name, space, base, size, owners
         self.words = np.full((-(-size // 4), owners), POISON, np.uint32)
+        self.shared = space == "shared"
+        self._typed = {_U4: self.words}
+
+    def typed(self, dtype: np.dtype) -> np.ndarray:
+        """Return the words as a 4-byte type."""
+        found = self._typed.get(dtype)
+        if found is None:
+            found = self._typed[dtype] = self.words.view(dtype)
+        return found
 
 
 class Located:
@@ -259,6 +268,23 @@ class Memory:
 
     # --- load ------------------------------------------------------------------------------------------------------
 
+    def load_one(self, at, delta: int, dtype: np.dtype, site: Site):
+        """Load one element per lane."""
+        if type(at) is Scattered:
+            return self._load_scattered(at, delta, dtype, 1, site)[0]
+        width = dtype.itemsize
+        self.check(at, delta, width, site)
+        if self.trace is not None:
+            self.trace.access(self, at, delta, site)
+        if at.region.banked:
+            return self._load_bank(at, delta, dtype)
+        data, left_out = at.region.typed(dtype)
+        index = at.index(width.bit_length() - 1, left_out)
+        skip = delta // width
+        if isinstance(index, int):
+            return data[index + skip]
+        return data[skip:].take(index) if at.low >= 0 else data.take(index + skip)
+
     def load(self, at, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
         """Load `count` consecutive elements per lane; returns one value for each."""
         if isinstance(at, Scattered):
@@ -296,31 +322,32 @@ class Memory:
         if width == 8:
             low, high = self._load_bank(at, delta, _U4), self._load_bank(at, delta + 4, _U4)
             return (low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).view(dtype)
-        words = at.region.words
         if width < 4:
-            word = self._fetch(at, words, delta, 2)
+            word = self._fetch(at, at.region.words, delta)
             place = (at.offset + delta) & 3
             shift = np.uint32(8 * place) if isinstance(place, int) else (place << 3).astype(np.uint32)
             return (word >> shift).astype(_UNSIGNED[width]).view(dtype)
-        return self._fetch(at, words if dtype == _U4 else words.view(dtype), delta, 2)
+        return self._fetch(at, at.region.typed(dtype), delta)
 
     @staticmethod
-    def _fetch(at: Located, words: np.ndarray, delta: int, shift: int):
+    def _fetch(at: Located, words: np.ndarray, delta: int):
         """Words at a byte offset, in the narrowest shape that holds them."""
         lanes, region = at.lanes, at.region
         if at.address_bits & 3 or delta & 3:
-            index = (at.offset + delta) >> shift
+            index = (at.offset + delta) >> 2
             skip = 0
         else:
-            index, skip = at.index(shift, 0), delta >> shift
-        shared = region.space == "shared"
+            index, skip = at.index(2, 0), delta >> 2
+        shared = region.shared
         if isinstance(index, int):
             row = words[index + skip]
             if shared:
                 if lanes.index is not None:
                     return row.take(lanes.block)
-                value = row[lanes.columns].reshape(1, -1)
-                return value[0, 0] if value.size == 1 and lanes.universe.blocks == 1 else value.copy()
+                # Blocks often hold the same (weights, a mean): then the value is one for all lanes again.
+                bits = region.words[index + skip, lanes.columns]
+                row = row[lanes.columns]
+                return row[0] if (bits == bits[0]).all() else row.reshape(1, -1).copy()
             if lanes.index is not None:
                 return row.take(lanes.index)
             universe = lanes.universe

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .barriers import Barriers
 from .control_flow import Block
-from .faults import EmulatorFault, plural
+from .faults import EmulatorFault
 from .lanes import Lanes, Universe, merge
 from .memory import POISON, Bank, Located, Memory, Site, _triple
-from .parse import Imm, Reg
 from .system import System
 from .warps import Warps
 
@@ -21,22 +21,6 @@ LANES_PER_BATCH = 65536  # fewer pay NumPy's cost per call, more leave the cache
 PATIENCE = 50  # turns a polling loop gets before the lanes that it may be waiting for are let forward
 POLLING_LIMIT = 100_000  # turns of polling in which nobody leaves the kernel or passes a barrier: they wait for ever
 _MEMO_SIZE = 64
-_WARP = "warp"
-
-
-class Parked:
-    """Lanes that wait at one barrier number (or at __syncwarp)."""
-
-    def __init__(self, universe: Universe):
-        shape = (universe.threads, universe.blocks)
-        self.mask = np.zeros(shape, bool)
-        self.arrived = np.zeros(universe.blocks, np.int64)  # by bar.arrive
-        self.expected = np.full(universe.blocks, universe.threads, np.int64)
-        self.places: dict[int, tuple[np.ndarray, int]] = {}  # where to go on: (mask, line)
-        self.members = np.zeros(shape, np.int64)
-        self.predicate = np.zeros(shape, bool)
-        self.reduction: tuple[str, Reg] | None = None
-        self.counted = False  # whether the barrier names how many threads it waits for
 
 
 class Batch:
@@ -55,13 +39,15 @@ class Batch:
         self.values: list = [None] * len(plan.graph.registers)
         self.owned: set[int] = set()
         self.pending: dict[int, Lanes] = {}
-        self.parked: dict = {}
+        self.barriers = Barriers(self)
         self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
         memory, warps, system = self.memory, self.warps, self.system
         # What translated code calls.
-        self.locate, self.load, self.store, self.atomic = memory.locate, memory.load, memory.store, memory.atomic
+        self.arrive = self.barriers.arrive
+        self.locate, self.store, self.atomic = memory.locate, memory.store, memory.atomic
+        self.load, self.load_one = memory.load, memory.load_one
         self.shuffle, self.vote, self.match, self.reduce = warps.shuffle, warps.vote, warps.match, warps.reduce
         self.active_mask, self.elect = warps.active_mask, warps.elect
         self.printf, self.assertion_failed, self.trap = system.printf, system.assertion_failed, system.trap
@@ -169,9 +155,9 @@ class Batch:
         pending, blocks, trace = self.pending, self.plan.blocks, self.trace
         while True:
             if not pending:
-                if not self.parked:
+                if not self.barriers.parked:
                     break
-                self._stuck()
+                self.barriers.stuck()
             number = min(pending) if len(pending) > 1 else next(iter(pending))
             step = blocks[number]
             if step.polls:
@@ -205,7 +191,7 @@ class Batch:
         block = step.block
         kind = block.kind
         if kind == "jump":
-            self._go(block.targets[0], lanes)
+            self.go(block.targets[0], lanes)
         elif kind == "branch":
             predicate = outputs[step.chooser] if step.chooser is not None else lanes.gather(values[step.choice])
             taken, passed = lanes.split(predicate)
@@ -214,13 +200,13 @@ class Batch:
             if self.trace is not None and taken is not None and passed is not None:
                 self.trace.parted(block.index, lanes, taken, passed)
             if taken is not None:
-                self._go(block.targets[0], taken)
+                self.go(block.targets[0], taken)
             if passed is not None:
-                self._go(block.targets[1], passed)
+                self.go(block.targets[1], passed)
         elif kind == "exit":
             self._leave(lanes)
         elif kind == "barrier":
-            self._barrier(block, step, lanes)
+            self.barriers.reach(block, lanes)
         else:
             self._switch(block, step, lanes, outputs)
 
@@ -246,12 +232,13 @@ class Batch:
         live = 0
         for number in self.pending:
             live |= blocks[number].live_in
-        for parked in self.parked.values():
+        for parked in self.barriers.parked.values():
             for number in parked.places:
                 live |= blocks[number].live_in
         return live
 
-    def _go(self, target: int, lanes: Lanes) -> None:
+    def go(self, target: int, lanes: Lanes) -> None:
+        """Send a set of lanes to a block, where it merges with those that wait there."""
         step = self.plan.blocks[target]
         if step.only_exits:
             if self.trace is not None:
@@ -268,7 +255,7 @@ class Batch:
     def _switch(self, block: Block, step, lanes: Lanes, outputs: tuple) -> None:
         choice = outputs[step.chooser] if step.chooser is not None else lanes.gather(self.values[step.choice])
         if not isinstance(choice, np.ndarray):
-            self._go(block.targets[int(choice)], lanes)
+            self.go(block.targets[int(choice)], lanes)
             return
         by_target: dict[int, list[int]] = {}
         for case in np.unique(choice).tolist():
@@ -277,220 +264,7 @@ class Batch:
         where = np.zeros((self.universe.threads, self.universe.blocks), np.int64)
         where.reshape(-1)[lanes.positions()] = full.reshape(-1)
         for target, cases in by_target.items():
-            self._go(target, self.universe.from_mask(mask & np.isin(where, cases)))
-
-    # --- barriers --------------------------------------------------------------------------------------------------
-
-    def _operand(self, operand, lanes: Lanes) -> int:
-        """Return a barrier's number or count; it must be the same in all lanes."""
-        value = (
-            operand.value if isinstance(operand, Imm) else lanes.gather(self.values[self.plan.graph.bit[operand.name]])
-        )
-        if isinstance(value, np.ndarray):
-            if (value != value.reshape(-1)[0]).any():
-                raise NotImplementedError("a barrier whose number or thread count differs between threads")
-            value = value.reshape(-1)[0]
-        return int(value)
-
-    def _barrier(self, block: Block, step, lanes: Lanes) -> None:
-        instruction, target = block.last, block.targets[0]
-        line = self.plan.line_of(instruction.place)
-        if "warp" in instruction.modifiers:
-            self._warp_barrier(instruction, target, line, lanes)
-            return
-        operands = list(instruction.operands)
-        reduction = predicate = None
-        if "red" in instruction.modifiers:
-            reduction = (next(m for m in ("popc", "and", "or") if m in instruction.modifiers), operands.pop(0))
-            predicate = self._predicate(operands.pop(), lanes)
-        number = self._operand(operands[0], lanes) if operands else 0
-        count = self._operand(operands[1], lanes) if len(operands) > 1 else None
-        if lanes.is_full and number not in self.parked and count in (None, self.universe.threads):
-            if self.trace is not None:
-                self.trace.block_barrier(self, None)
-            if reduction:
-                self._reduced(reduction, lanes.expand(predicate), self.universe.full)
-            self._go(target, lanes)
-            return
-        parked = self.parked.setdefault(number, Parked(self.universe))
-        mask = lanes.mask()
-        parked.mask |= mask
-        if count is not None:
-            parked.counted = True
-            parked.expected[mask.any(axis=0)] = count
-        if reduction:
-            parked.reduction = reduction
-            parked.predicate.reshape(-1)[lanes.positions()] = lanes.expand(predicate).reshape(-1)
-        before = parked.places.get(target)
-        parked.places[target] = (mask | before[0] if before else mask, line)
-        self._open(number, parked)
-
-    def _predicate(self, operand, lanes: Lanes):
-        negated = not isinstance(operand, (Reg, Imm))
-        if isinstance(operand, Imm):
-            return np.bool_(operand.value)
-        name = operand.reg.name if negated else operand.name
-        value = lanes.gather(self.values[self.plan.graph.bit[name]])
-        return ~value if negated else value
-
-    def _reduced(self, reduction, predicate: np.ndarray, lanes: Lanes) -> None:
-        """Write what bar.red gives: a count, or whether all or any said yes, block by block."""
-        operation, register = reduction
-        bit = self.plan.graph.bit[register.name]
-        if operation == "popc":
-            result = predicate.sum(axis=0, keepdims=True).astype(np.uint32)
-        else:
-            result = (predicate.all if operation == "and" else predicate.any)(axis=0, keepdims=True)
-        result = np.asarray(result).astype(self.plan.code.dtypes[register.name])
-        if lanes.is_full:
-            self.values[bit] = result
-            self.owned.discard(bit)
-        else:
-            self.values[bit] = lanes.scatter(self.values[bit], lanes.gather(result), False)
-            self.owned.add(bit)
-
-    def arrive(self, number, count, lanes: Lanes, site: Site) -> None:
-        """bar.arrive: counts at a barrier and goes on."""
-        parked = self.parked.setdefault(int(number), Parked(self.universe))
-        parked.arrived += lanes.mask().sum(axis=0)
-        parked.expected[lanes.mask().any(axis=0)] = int(count)
-        self._open(int(number), parked)
-
-    def _open(self, number, parked: Parked) -> None:
-        """Lets go the blocks that are complete at a barrier."""
-        complete = parked.mask.sum(axis=0) + parked.arrived >= parked.expected
-        complete &= parked.mask.any(axis=0) | (parked.arrived > 0)
-        if not complete.any():
-            return
-        self._check_one_place(parked, complete)
-        self.polled = 0
-        if parked.reduction:
-            opened = self.universe.from_mask(parked.mask & complete)
-            self._reduced(parked.reduction, parked.predicate & parked.mask, opened)
-        if self.trace is not None:
-            self.trace.block_barrier(self, complete)
-        places, parked.places = parked.places, {}
-        parked.mask &= ~complete
-        parked.arrived[complete] = 0
-        for target, (mask, line) in places.items():
-            if (rest := mask & ~complete).any():
-                parked.places[target] = (rest, line)
-        if not parked.places and not parked.arrived.any():
-            del self.parked[number]
-        for target, (mask, _) in places.items():
-            lanes = self.universe.from_mask(mask & complete)
-            if lanes is not None:
-                self._go(target, lanes)
-
-    def _check_one_place(self, parked: Parked, complete: np.ndarray) -> None:
-        """Raise where threads of a block completed one barrier from two lines of the source: they have diverged."""
-        if parked.counted or len(parked.places) < 2:
-            return
-        seen = sorted(((mask & complete, line) for mask, line in parked.places.values()), key=lambda one: one[1])
-        for position, (mask, line) in enumerate(seen):
-            for other, other_line in seen[position + 1 :]:
-                both = mask.any(axis=0) & other.any(axis=0)
-                if both.any() and line != other_line:
-                    block = int(np.flatnonzero(both)[0])
-                    self._raise_divergent(block, mask, line, other, other_line, "stopped at another barrier")
-
-    def _raise_divergent(self, block: int, mask, line: int, other, other_line: int | None, what: str) -> None:
-        first, second = int(np.flatnonzero(mask[:, block])[0]), int(np.flatnonzero(other[:, block])[0])
-        block_index, thread = self.coordinates(block, first)
-        _, other_thread = self.coordinates(block, second)
-        count = int(other[:, block].sum())
-        tail = f" at line {other_line}" if other_line else ""
-        raise EmulatorFault(
-            "divergent barrier",
-            f"divergent barrier: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at "
-            f"line {line}, while {plural(count, 'thread')}, e.g. thread {_triple(other_thread)}, {what}{tail}. Every "
-            "thread of a block must reach the same __syncthreads()",
-            line=line,
-            other_line=other_line,
-            block=block_index,
-            threads=(thread, other_thread),
-        )
-
-    def _warp_barrier(self, instruction, target: int, line: int, lanes: Lanes) -> None:
-        operand = instruction.operands[0]
-        mask = (
-            np.uint32(operand.value & 0xFFFFFFFF)
-            if isinstance(operand, Imm)
-            else lanes.gather(self.values[self.plan.graph.bit[operand.name]])
-        )
-        full = not isinstance(mask, np.ndarray) and int(mask.view(np.uint32)) == 0xFFFFFFFF
-        if _WARP not in self.parked and full and self.warps.form(lanes).present is None:
-            if self.trace is not None:
-                self.trace.warp_barrier(self, lanes)
-            self._go(target, lanes)
-            return
-        parked = self.parked.setdefault(_WARP, Parked(self.universe))
-        where = lanes.mask()
-        parked.mask |= where
-        wide = np.asarray(mask).astype(np.int64) & 0xFFFFFFFF
-        parked.members.reshape(-1)[lanes.positions()] = lanes.expand(wide).reshape(-1)
-        before = parked.places.get(target)
-        parked.places[target] = (where | before[0] if before else where, line)
-        self._open_warps(parked)
-
-    def _open_warps(self, parked: Parked) -> None:
-        """Lets go the lanes of every warp whose members have all come (those that have exited are not waited for)."""
-        form = self.warps.form(self.universe.full)
-        alive = ~self.warps.exited
-        named = form.spread(np.where(parked.mask, parked.members, 0))
-        if form.present is not None:
-            named = np.where(form.present, named, 0)
-        named = np.broadcast_to(named, (named.shape[0], 32, self.universe.blocks)).max(axis=1, keepdims=True)
-        lane = np.arange(32).reshape(1, 32, 1)
-        wanted = form.collect(
-            np.broadcast_to(((named >> lane) & 1).astype(bool), (named.shape[0], 32, self.universe.blocks))
-        )
-        wanted = wanted.reshape(self.universe.threads, self.universe.blocks) & alive
-        late = form.spread(wanted & ~parked.mask)
-        if form.present is not None:
-            late = late & form.present
-        blocked = np.broadcast_to(
-            late.astype(bool).any(axis=1, keepdims=True), (late.shape[0], 32, self.universe.blocks)
-        )
-        ready = ~form.collect(blocked).reshape(self.universe.threads, self.universe.blocks)
-        places, parked.places = parked.places, {}
-        for target, (mask, line) in places.items():
-            if (rest := mask & ~ready).any():
-                parked.places[target] = (rest, line)
-        parked.mask &= ~ready
-        if not parked.places:
-            del self.parked[_WARP]
-        for target, (mask, _) in places.items():
-            lanes = self.universe.from_mask(mask & ready)
-            if lanes is not None:
-                if self.trace is not None:
-                    self.trace.warp_barrier(self, lanes)
-                self._go(target, lanes)
-
-    def _stuck(self) -> None:
-        """Nobody can run: says who waits for whom."""
-        if _WARP in self.parked:
-            before = len(self.pending)
-            self._open_warps(self.parked[_WARP])  # lanes may have exited since
-            if len(self.pending) > before:
-                return
-        for number, parked in sorted(
-            self.parked.items(), key=lambda one: min((p[1] for p in one[1].places.values()), default=0)
-        ):
-            if not parked.mask.any():
-                continue
-            block = int(np.flatnonzero(parked.mask.any(axis=0))[0])
-            mask, line = next((m, at) for m, at in parked.places.values() if m[:, block].any())
-            for other_number, other in self.parked.items():
-                if other_number == number or not other.mask[:, block].any():
-                    continue
-                other_mask, other_line = next((m, at) for m, at in other.places.values() if m[:, block].any())
-                self._raise_deadlock(block, mask, line, other_mask, other_line)
-            gone = self.warps.exited & ~parked.mask
-            if number != _WARP and gone[:, block].any() and not parked.counted:
-                self._raise_divergent(block, mask, line, gone, None, "left the kernel without reaching it")
-            self._raise_deadlock(block, mask, line, None, None)
-        self.parked.clear()
+            self.go(target, self.universe.from_mask(mask & np.isin(where, cases)))
 
     def _raise_endless(self, step, lanes: Lanes) -> None:
         line = next(self.plan.line_of(item.place) for item in step.block.instructions if step.polls)
@@ -499,31 +273,12 @@ class Batch:
         block_index, thread = self.coordinates(block, int(lanes.expand(lanes.thread).reshape(-1)[first]))
         raise EmulatorFault(
             "deadlock",
-            f"deadlock: block {_triple(block_index)} thread {_triple(thread)} has polled memory {POLLING_LIMIT} times at "
-            f"line {line}, and no thread got any further. Only {self.universe.blocks} blocks run at a time here: blocks "
-            "that wait for each other must be that few, and every one must be launched",
+            f"deadlock: block {_triple(block_index)} thread {_triple(thread)} has polled memory {POLLING_LIMIT} times "
+            f"at line {line}, and no thread got any further. Only {self.universe.blocks} blocks run at a time here: "
+            "blocks that wait for each other must be that few, and every one must be launched",
             line=line,
             block=block_index,
             threads=(thread,),
-        )
-
-    def _raise_deadlock(self, block: int, mask, line: int, other, other_line: int | None) -> None:
-        first = int(np.flatnonzero(mask[:, block])[0])
-        block_index, thread = self.coordinates(block, first)
-        threads, tail = (thread,), "and nobody is left to arrive"
-        if other is not None:
-            second = int(np.flatnonzero(other[:, block])[0])
-            other_thread = self.coordinates(block, second)[1]
-            threads = (thread, other_thread)
-            tail = f"thread {_triple(other_thread)} at another one at line {other_line}: neither can go on"
-        raise EmulatorFault(
-            "deadlock",
-            f"deadlock: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at line {line}, "
-            f"{tail}",
-            line=line,
-            other_line=other_line,
-            block=block_index,
-            threads=threads,
         )
 
 

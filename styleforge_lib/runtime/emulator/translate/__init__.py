@@ -1,11 +1,12 @@
 """PTX instructions to NumPy code: the emitter, and one file of rules for each family of instructions."""
 
-from . import comparisons, conversions, floats, halves, integers, memory, moves, special, warps
+from . import bits, comparisons, conversions, floats, halves, integers, memory, moves, special, warps
 from .emitter import RULES, KernelCode, translate_block
 
 __all__ = [
     "RULES",
     "KernelCode",
+    "bits",
     "comparisons",
     "conversions",
     "floats",

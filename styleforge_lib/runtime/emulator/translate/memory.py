@@ -75,6 +75,9 @@ def _ld(e, ins, m):
     where, delta = _located(e, address, space, site)
     first = next(register for register in targets if register is not None)
     name = dtype_name(_load_dtype(e, first, kind))
+    if count == 1:
+        e.set_expression(first, f"m.load_one({where}, {delta}, {name}, {site})", _kind_of(e, first, kind))
+        return
     loaded = e.new(f"m.load({where}, {delta}, {name}, {count}, {site})")
     for position, register in enumerate(targets):
         if register is not None:

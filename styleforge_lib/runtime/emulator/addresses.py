@@ -81,7 +81,7 @@ class AddressTrace(Trace):
         seen += present
 
     def visits(self, line: int) -> list[tuple[int, int]]:
-        """The (block, warp) pairs that came by a memory instruction of a line, by number; block is linear."""
+        """Return the (block, warp) pairs that came by a memory instruction of a line, by number; block is linear."""
         found: set[tuple[int, int]] = set()
         for kept in self._kept:
             if kept.site.line == line:
@@ -91,11 +91,11 @@ class AddressTrace(Trace):
         return sorted(found)
 
     def lines_with_addresses(self) -> list[int]:
-        """The lines that have a global or shared access."""
+        """Return the lines that have a global or shared access."""
         return sorted({kept.site.line for kept in self._kept})
 
     def warp(self, line: int, block: int, warp: int) -> list[Visit]:
-        """What a warp asked for at a line, in the order of its instructions and then of time."""
+        """Return what a warp asked for at a line, in the order of its instructions and then of time."""
         found: list[Visit] = []
         numbers: dict[int, int] = {}
         for kept in sorted((kept for kept in self._kept if kept.site.line == line), key=lambda kept: kept.site.number):

@@ -4,6 +4,8 @@
 import numpy as np
 import pytest
 from emulator_reference import DTYPES, edge_values, run_instruction
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 BITS = {kind: 8 * dtype.itemsize for kind, dtype in DTYPES.items()}
 
@@ -223,6 +225,21 @@ def test_set_gives_all_ones_or_one():
 def test_conversion_between_integers(source, target, saturate):
     function = (lambda a: clamp(a, target)) if saturate else (lambda a: a)
     check("cvt", [source], target, function, f"cvt{saturate}.{target}.{source} d, a;")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(BINARY), st.lists(st.tuples(*[st.integers(0, 2**64 - 1)] * 2), min_size=1, max_size=30))
+def test_any_bits(case, rows):
+    name, first, second, output, function = case
+    columns = [
+        np.array([value & ((1 << BITS[kind]) - 1) for value in column], np.uint64)
+        .astype(f"u{BITS[kind] // 8}")
+        .view(DTYPES[kind])
+        for kind, column in zip((first, second), zip(*rows, strict=True), strict=True)
+    ]
+    got = run_instruction(f"{name} d, a, b;", list(zip((first, second), columns, strict=True)), output)
+    wanted = [wrap(function(int(a), int(b)), output) for a, b in zip(*columns, strict=True)]
+    assert got.astype(object).tolist() == wanted
 
 
 def test_uniform_operands_stay_right():

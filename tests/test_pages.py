@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import canonical_notebooks
 import install
+import page_blocks
 import sync_pages
 import train_style
 
@@ -56,7 +57,7 @@ def test_the_pictures_show_the_newest_data():
 
 def test_every_block_has_one_place_at_least():
     used = {name for page in sync_pages.PAGES for name in GENERATED.findall(text_of(page))}
-    assert used == set(sync_pages.BLOCKS)
+    assert used == set(page_blocks.BLOCKS)
 
 
 def test_every_picture_is_shown_and_small():
@@ -64,7 +65,7 @@ def test_every_picture_is_shown_and_small():
         Path(link).name for page in sync_pages.PAGES for link in re.findall(r"!\[.*?\]\((docs/.*?)\)", text_of(page))
     }
     assert (
-        shown == {path.name for path in (ROOT / "docs").iterdir()} == {Path(name).name for name in sync_pages.PICTURES}
+        shown == {path.name for path in (ROOT / "docs").iterdir()} == {Path(name).name for name in page_blocks.PICTURES}
     )
     assert sum(path.stat().st_size for path in (ROOT / "docs").iterdir()) < 600_000
 
@@ -96,34 +97,34 @@ def test_rewriting_keeps_what_is_written_by_hand():
     ],
 )
 def test_a_wrong_marker_is_one_clear_error(text, words):
-    with pytest.raises(sync_pages.PageError, match=re.escape(words)):
+    with pytest.raises(page_blocks.PageError, match=re.escape(words)):
         sync_pages.rewritten("page", text)
 
 
 def test_a_missing_record_is_one_clear_line(monkeypatch, capsys):
-    rows = [row for row in sync_pages.committed() if row.version != "compile max-autotune"]
-    monkeypatch.setattr(sync_pages, "committed", lambda: rows)
+    rows = [row for row in page_blocks.committed() if row.version != "compile max-autotune"]
+    monkeypatch.setattr(page_blocks, "committed", lambda: rows)
     assert sync_pages.main(["--check"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("sync_pages: no record on an NVIDIA H200 of compile max-autotune in float16 at 1x3x")
     assert said.count("\n") == 1
-    monkeypatch.setattr(sync_pages, "committed", list)
+    monkeypatch.setattr(page_blocks, "committed", list)
     assert sync_pages.main(["--check"]) == 1
     assert "`make bench` there writes it" in capsys.readouterr().err
 
 
 def test_rows_of_two_runs_or_another_gpu_do_not_mix(monkeypatch):
-    rows = list(sync_pages.committed())
-    later = next(row for row in rows if row.operator == "transformer_net" and row.shape == sync_pages.SHAPE)
-    monkeypatch.setattr(sync_pages, "committed", lambda: [*rows, replace(later, median_ms=1e-6, run="2999")])
-    assert sync_pages.peers(sync_pages.SHAPE)[later.version, later.dtype].median_ms > 0.1
+    rows = list(page_blocks.committed())
+    later = next(row for row in rows if row.operator == "transformer_net" and row.shape == page_blocks.SHAPE)
+    monkeypatch.setattr(page_blocks, "committed", lambda: [*rows, replace(later, median_ms=1e-6, run="2999")])
+    assert page_blocks.peers(page_blocks.SHAPE)[later.version, later.dtype].median_ms > 0.1
     monkeypatch.undo()
-    assert {row.gpu for row in sync_pages.committed()} == {sync_pages.GPU}
+    assert {row.gpu for row in page_blocks.committed()} == {page_blocks.GPU}
 
 
 def test_a_faster_row_is_out_of_date_in_page_and_picture(monkeypatch, capsys):
-    fast = [replace(row, median_ms=row.median_ms / 2) for row in sync_pages.committed()]
-    monkeypatch.setattr(sync_pages, "committed", lambda: fast)
+    fast = [replace(row, median_ms=row.median_ms / 2) for row in page_blocks.committed()]
+    monkeypatch.setattr(page_blocks, "committed", lambda: fast)
     assert sync_pages.main(["--check"]) == 1
     out = capsys.readouterr().out
     assert "README.md: out of date; run `make pages`" in out
@@ -143,7 +144,7 @@ def test_a_fingerprint_leaves_the_pixels_alone(suffix, tmp_path):
 
 
 def test_three_digits():
-    assert [sync_pages.three_digits(x) for x in (0.3936, 2.9, 20.0, 132.75)] == ["0.394", "2.90", "20.0", "133"]
+    assert [page_blocks.three_digits(x) for x in (0.3936, 2.9, 20.0, 132.75)] == ["0.394", "2.90", "20.0", "133"]
 
 
 # ---- links ---------------------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def check_command(words):
     elif command == "pip":
         check_pip(arguments)
     elif command == "git":
-        assert arguments == ["clone", sync_pages.REPOSITORY]
+        assert arguments == ["clone", page_blocks.REPOSITORY]
     elif command == "conda":
         assert arguments in (["env", "create", "-f", "environment.yml"], ["activate", "styleforge"])
     elif command in ("jupyter", "jupytext"):
@@ -341,9 +342,9 @@ def test_the_hunt_for_figures_leaves(text):
 
 def test_what_the_readme_says_of_the_shares_is_so():
     """'About half of the time goes elsewhere', and 'half precision makes the network slower'."""
-    shares = sync_pages.by_kind(sync_pages.profiled()["float32 (TF32)"])
+    shares = page_blocks.by_kind(page_blocks.profiled()["float32 (TF32)"])
     assert 0.4 < shares["conv"] / sum(shares.values()) < 0.6
-    rows = sync_pages.peers(sync_pages.SHAPE)
+    rows = page_blocks.peers(page_blocks.SHAPE)
     assert rows["eager", "float16"].median_ms > 1.1 * rows["eager", "tf32"].median_ms
 
 
@@ -370,7 +371,7 @@ def test_the_card_names_the_painting_of_every_style():
 def test_the_card_counts_the_photos_that_the_files_count():
     counted = [int(count) for count in re.findall(r"^\| (\d+) \| .+ \| .+ \|$", text_of(CARD), re.MULTILINE)]
     said = re.search(r"^(\d+) photographs", text_of(CARD), re.MULTILINE)
-    assert {sum(counted), int(said[1])} == {sync_pages.training_of(style)["photos"] for style in list_styles()}
+    assert {sum(counted), int(said[1])} == {page_blocks.training_of(style)["photos"] for style in list_styles()}
 
 
 def test_the_cards_commands_are_the_recipes_in_the_files():
@@ -380,7 +381,7 @@ def test_the_cards_commands_are_the_recipes_in_the_files():
     for style, line in zip(list_styles(), lines, strict=True):
         cut = line.index("$DATA")
         options = vars(train_style.parse([*line[2:cut], *data, *line[cut + 1 :]]))
-        facts = sync_pages.training_of(style)
+        facts = page_blocks.training_of(style)
         assert (options["out"].name, options["painting"].name) == (style, facts["painting"])
         assert options["init"] == facts["init"]
         asked = {**facts["recipe"], "iterations": facts["iterations_done"], "max_seconds": None}

@@ -1,8 +1,8 @@
 """Bring the notebooks into their one canonical form, or with --check say which are not in it.
 
-The form: the same kernel and metadata everywhere; no execution counts, no widget state, and no view of a widget where
-a picture stands beside it (a reopened notebook then shows the picture); cell ids that stay; the Colab badge and the
-set-up cell generated from pyproject.toml; at most 2 MB.
+The form: the same kernel and metadata everywhere; execution counts from the top, no widget state, and no view of a
+widget where a picture stands beside it (a reopened notebook then shows the picture); cell ids that stay; the Colab
+badge and the set-up cell generated from pyproject.toml; at most 2 MB.
 """
 
 import argparse
@@ -71,6 +71,11 @@ def canonical(path: Path) -> str:
                 del data[WIDGET_VIEW]
             if output.output_type in ("display_data", "execute_result"):
                 output["metadata"] = {}
+    for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = count if cell.outputs else None  # nbval refuses outputs of a cell that was never run
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
     nbformat.validate(notebook)
     return nbformat.writes(notebook, indent=1) + "\n"
 

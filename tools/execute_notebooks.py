@@ -28,7 +28,7 @@ def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
         client.on_cell_executed = lambda **_: bar.update()
         # nbclient's own stand-in for the Output widget sends messages while it waits for one, and then may miss the
         # answer until the timeout (nbclient issue 312). Without it, what a widget captures is the cell's output.
-        client.comm_open_handlers.clear()
+        client.comm_open_handlers["jupyter.widget"] = lambda _: None
         client.execute()
     return client.nb
 

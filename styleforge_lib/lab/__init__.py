@@ -17,6 +17,7 @@ from styleforge_lib.lab.studio import gallery, studio
 from styleforge_lib.lab.thread_map import thread_map
 from styleforge_lib.lab.toy_gpu import ToyGPU
 from styleforge_lib.lab.words import say, tabulate, verdict
+from styleforge_lib.lab.xray import XRay, xray
 
 __all__ = [
     "Candidate",
@@ -24,6 +25,7 @@ __all__ = [
     "Point",
     "ToyGPU",
     "Verdict",
+    "XRay",
     "bench",
     "bench_peers",
     "by_kind",
@@ -53,4 +55,5 @@ __all__ = [
     "thread_map",
     "transformer_net_now",
     "verdict",
+    "xray",
 ]

@@ -128,7 +128,8 @@ class XRay:
         """Draw the addresses that one warp touched at a line, into sectors (global) or banks (shared memory).
 
         block: linear number or (x, y, z); warp: its number in the block; left out, the first that came by. Where a
-        loop comes by often, its first turn is drawn. ValueError: no such warp was seen to touch memory there.
+        loop comes by often, its first turns are drawn as far as they differ. ValueError: no such warp was seen to
+        touch memory there.
         """
         seen = self._trace.visits(line)
         if not seen:

@@ -34,7 +34,10 @@ GAP = 0.35  # between sectors that do not lie side by side, in lanes' widths
 
 @_drawing
 def draw_warp(visits: Sequence[Visit], text: str, block: tuple[int, int, int], warp: int) -> Figure:
-    """Draw what a warp touched at a line: the first visit of each array, direction and pattern of lanes."""
+    """Draw what a warp touched at a line: the first visit of each array, direction and pattern of lanes.
+
+    Later turns of a loop are named by their number ("time 2"). At most MOST_PANELS are drawn.
+    """
     panels: dict[tuple, Visit] = {}
     for visit in visits:
         panels.setdefault((visit.space, visit.verb, visit.array, visit.width, _pattern(visit)), visit)
@@ -100,7 +103,8 @@ def _row(passes: Sequence) -> float:
 
 def _verb(visit: Visit) -> str:
     joint = {"load": "from", "store": "to"}.get(visit.verb, "on")
-    return f"{visit.space} {visit.verb} {joint} {visit.array}, {visit.width} byte{'s' * (visit.width > 1)} a lane"
+    time = f", time {visit.number + 1}" if visit.number else ""
+    return f"{visit.space} {visit.verb} {joint} {visit.array}, {visit.width} byte{'s' * (visit.width > 1)} a lane{time}"
 
 
 # --- sectors of global memory ---------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from .faults import Race
 from .memory import Located, Memory, Site, _triple
 
 _NOBODY = -1
+_WARP_EPOCH, _EPOCH = 20, 40  # where the epochs begin in a packed record; the site is below
+_SITE_MASK, _WARP_MASK = (1 << 20) - 1, (1 << 20) - 1
 _VERBS = {
     "read after write": ("reads", "wrote"),
     "write after read": ("writes", "read"),
@@ -26,21 +28,21 @@ _VERBS = {
 
 
 class _Actor:
-    """One remembered access per granule."""
+    """One remembered access per granule: the thread, and its site and epochs packed into one number."""
 
-    __slots__ = ("epoch", "site", "thread", "warp_epoch")
+    __slots__ = ("record", "thread")
 
     def __init__(self, size: int):
         self.thread = np.full(size, _NOBODY, np.int64)
-        self.site = np.zeros(size, np.int32)
-        self.epoch = np.zeros(size, np.int32)
-        self.warp_epoch = np.zeros(size, np.int32)
+        self.record = np.zeros(size, np.int64)
 
-    def put(self, where, thread, site: int, epoch, warp_epoch) -> None:
+    def put(self, where, thread, record) -> None:
         self.thread[where] = thread
-        self.site[where] = site
-        self.epoch[where] = epoch
-        self.warp_epoch[where] = warp_epoch
+        self.record[where] = record
+
+
+def _packed(site: int, epoch: np.ndarray, warp_epoch: np.ndarray) -> np.ndarray:
+    return (epoch.astype(np.int64) << _EPOCH) | (warp_epoch.astype(np.int64) << _WARP_EPOCH) | site
 
 
 class _Shadow:
@@ -144,6 +146,9 @@ class RaceDetector:
         if writes:
             actors += [("write after read", reader) for reader in shadow.readers]
         for kind, actor in actors:
+            record = actor.record[where]
+            if space == "shared" and not (record >> _EPOCH >= epoch).any():
+                continue  # the usual case: a barrier lies between
             other = actor.thread[where]
             bad = (other != _NOBODY) & (other != number)
             if not bad.any():
@@ -152,8 +157,10 @@ class RaceDetector:
                 np.ones(bad.shape, bool) if space == "shared" else other // self.threads == number // self.threads
             )
             other_thread = other if space == "shared" else other % self.threads
-            ordered = same_block & (actor.epoch[where] < epoch)
-            ordered |= same_block & (other_thread >> 5 == thread >> 5) & (actor.warp_epoch[where] < warp_epoch)
+            ordered = same_block & (record >> _EPOCH < epoch)
+            ordered |= (
+                same_block & (other_thread >> 5 == thread >> 5) & ((record >> _WARP_EPOCH) & _WARP_MASK < warp_epoch)
+            )
             bad &= ~ordered
             if space == "global" and not writes:
                 bad &= same_block
@@ -166,10 +173,10 @@ class RaceDetector:
         if writes:
             if value is not None:
                 self._colliding(where, value, space, at, site, thread, block, offset)
-            shadow.writer.put(where, number, site.number, epoch, warp_epoch)
+            shadow.writer.put(where, number, _packed(site.number, epoch, warp_epoch))
             shadow.atomic[where] = atomic
         elif shadow.readers:
-            self._remember_readers(shadow, where, thread, site, epoch, warp_epoch)
+            self._remember_readers(shadow, where, thread, epoch, _packed(site.number, epoch, warp_epoch))
 
     @staticmethod
     def _same_as_memory(at: Located, where, value) -> np.ndarray:
@@ -183,15 +190,23 @@ class RaceDetector:
         return data[np.minimum(where, data.size - 1)] == value
 
     @staticmethod
-    def _remember_readers(shadow: _Shadow, where, thread, site: Site, epoch, warp_epoch) -> None:
+    def _remember_readers(shadow: _Shadow, where, thread, epoch, record) -> None:
         first, same_warp, other_warp = shadow.readers
-        free = (first.thread[where] == _NOBODY) | (first.epoch[where] < epoch) | (first.thread[where] == thread)
-        first.put(where[free], thread[free], site.number, epoch[free], warp_epoch[free])
-        rest = first.thread[where] != thread
-        near = rest & (first.thread[where] >> 5 == thread >> 5)
+        held = first.thread[where]
+        free = (held == _NOBODY) | (held == thread) | (first.record[where] >> _EPOCH < epoch)
+        if free.all():
+            first.put(where, thread, record)
+        else:
+            first.put(where[free], thread[free], record[free])
+        held = first.thread[where]
+        rest = held != thread
+        if not rest.any():
+            return
+        near = rest & (held >> 5 == thread >> 5)
         far = rest & ~near
-        same_warp.put(where[near], thread[near], site.number, epoch[near], warp_epoch[near])
-        other_warp.put(where[far], thread[far], site.number, epoch[far], warp_epoch[far])
+        same_warp.put(where[near], thread[near], record[near])
+        if far.any():
+            other_warp.put(where[far], thread[far], record[far])
 
     def _colliding(self, where, value, space: str, at, site: Site, thread, block, offset) -> None:
         """Lanes of one instruction that write different values to one place."""
@@ -209,8 +224,9 @@ class RaceDetector:
     def _report(
         self, kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block
     ) -> None:
-        for other_site in np.unique(actor.site[where][bad]).tolist():
-            chosen = np.flatnonzero(bad & (actor.site[where] == other_site))
+        sites = actor.record[where] & _SITE_MASK
+        for other_site in np.unique(sites[bad]).tolist():
+            chosen = np.flatnonzero(bad & (sites == other_site))
             first = int(chosen[np.lexsort((thread[chosen], block[chosen]))[0]])
             if same_block[first]:
                 other_block = int(self.batch.block_numbers[block[first]])

@@ -24,8 +24,7 @@ import page_blocks
 import sync_pages
 import train_style
 
-from styleforge_lib import cli, compile_cuda
-from styleforge_lib.lab import photo
+from styleforge_lib import cli, compile_cuda, lab
 from styleforge_lib.models.checkpoints import list_styles
 from styleforge_lib.runtime.emulator import EmulatorFault
 
@@ -135,7 +134,7 @@ def test_a_faster_row_is_out_of_date_in_page_and_picture(monkeypatch, capsys):
 @pytest.mark.parametrize("suffix", ["png", "jpeg"])
 def test_a_fingerprint_leaves_the_pixels_alone(suffix, tmp_path):
     before, after = tmp_path / f"before.{suffix}", tmp_path / f"after.{suffix}"
-    photo("chelsea").save(before)
+    lab.photo("chelsea").save(before)
     after.write_bytes(sync_pages.stamped(before.read_bytes(), "0123"))
     assert sync_pages.fingerprint_in(after) == "0123"
     assert Image.open(before).tobytes() == Image.open(after).tobytes()
@@ -266,7 +265,7 @@ def test_the_command_line_of_the_readme_paints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "holiday").mkdir()
     for name in ("photo.jpg", "holiday/one.jpg", "holiday/two.jpg"):
-        photo("chelsea").resize((60, 40)).save(name)
+        lab.photo("chelsea").resize((60, 40)).save(name)
     calls = [words[3:] for words in commands("README.md") if words[:3] == ["python", "-m", "styleforge_lib"]]
     paints = [words for words in calls if "--help" not in words]
     assert len(paints) == 2
@@ -284,12 +283,14 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    photo("chelsea").save("photo.jpg")
+    lab.photo("chelsea").save("photo.jpg")
     kernel, painting = fenced("README.md", "python")
     scope = {}
     exec(kernel, scope)
     assert scope["x"].min() == 0
     assert "registers" in capsys.readouterr().out
+    looking = re.search(r"`(lab\.xray\(.*?\))`", text_of("README.md"))[1]
+    assert "x-ray of relu" in str(eval(looking, {**scope, "lab": lab}))
     exec(painting.replace("size=1024", "size=64"), scope)
     assert Image.open("painting.png").size == (64, 43)
     assert isinstance(scope["net"], torch.nn.Module)

@@ -34,6 +34,8 @@ from styleforge_lib.runtime.resources import Resources, parse_ptxas
 CACHE_FORMAT = 1  # raised when what an entry holds changes
 FIXED_OPTIONS = ("-std=c++17", "-lineinfo")
 PTXAS_REPORT = "--ptxas-options=-v"
+# Since 12.9 NVRTC keeps a cache of its own where there is a driver, and a program that comes from it has no report.
+NO_CACHE = "--no-cache"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def compile_text(
         f"-arch={arch}",
         *FIXED_OPTIONS,
         *((PTXAS_REPORT,) if arch.startswith("sm_") else ()),
+        *((NO_CACHE,) if nvrtc.getVersion() >= (12, 9) else ()),
         *_define_options(defines or {}),
         *options,
         *(f"-I{path}" for path in (*own, *toolkit)),

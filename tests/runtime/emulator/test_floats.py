@@ -274,8 +274,9 @@ def test_float_to_integer(source, target, mode):
     got = run_instruction(f"cvt.{mode}.{target}.{source} d, a;", [(source, column)], target)
     wanted = []
     for value in column:
-        if np.isnan(value):
-            wanted.append(0)
+        if np.isnan(value):  # the highest bit alone where 64 bits are involved, measured on an H200
+            highest = int(info.min) if info.min < 0 else int(info.max) // 2 + 1
+            wanted.append(highest if source == "f64" or info.bits == 64 else 0)
         elif np.isinf(value):
             wanted.append(int(info.max if value > 0 else info.min))
         else:

@@ -99,8 +99,12 @@ _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 @helper
 def to_integer(value, mode, dtype):
-    """Round a float to an integer, clamped to the type's range; NaN gives 0."""
+    """Round a float to an integer, clamped to the type's range.
+
+    NaN gives 0, but where the source or the target has 64 bits the highest bit of the target alone, as an H200 does.
+    """
     limits = np.iinfo(dtype)
+    wide_unit = value.dtype.itemsize == 8 or dtype.itemsize == 8
     whole = _ROUND[mode](value if value.dtype.itemsize == 8 else value.astype(np.float64))
     low, high = float(limits.min), float(limits.max)
     inside = (whole > low) & (whole < high)
@@ -108,7 +112,11 @@ def to_integer(value, mode, dtype):
         return whole.astype(dtype)
     result = np.where(inside, whole, 0.0).astype(dtype)
     result = np.where(whole >= high, dtype.type(limits.max), result)
-    return np.where(whole <= low, dtype.type(limits.min), result)[()]
+    result = np.where(whole <= low, dtype.type(limits.min), result)
+    if wide_unit:
+        highest_bit = limits.min if limits.min < 0 else limits.max // 2 + 1
+        result = np.where(np.isnan(whole), dtype.type(highest_bit), result)
+    return result[()]
 
 
 def _float_to_float(e, value: str, target: str, source: str, rounding, saturated: bool, m) -> str:

@@ -221,6 +221,7 @@ def fma64(a, b, c, mode="rn"):
     plain &= ((np.abs(high) > 2.0**-900) | (a == 0) | (b == 0)) & (mode == "rn")
     special = ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
     result = np.where(special | (a == 0) | (b == 0), a * b + c, result)
+    result = np.where(np.isfinite(a) & np.isfinite(b) & ~np.isfinite(c), c, result)  # even where a * b overflows
     plain |= special
     for place in np.flatnonzero(~plain):
         x, y, z = float(a[place]), float(b[place]), float(c[place])

@@ -40,7 +40,7 @@ notebooks: $(VENV)/.test ## execute the notebooks and store their outputs
 	$(BIN)/python tools/canonical_notebooks.py
 
 pages: $(VENV)/.test ## rewrite the tables, plots and badges that are generated
-	$(BIN)/python tools/sync_pages.py
+	$(BIN)/python tools/sync_pages.py $(ARGS)
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ What is stored is what readers on GitHub see, so it should come from a GPU: with
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,8 @@ def main() -> int:
     if not torch.cuda.is_available() and not arguments.without_gpu:
         print("No GPU here: the stored outputs would be the emulator's. If that is what you want: --without-gpu")
         return 1
+    if "STYLEFORGE_RECORDS" in os.environ:  # the kernels run in notebooks/, where a relative path would be another
+        os.environ["STYLEFORGE_RECORDS"] = str(Path(os.environ["STYLEFORGE_RECORDS"]).resolve())
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
     failed = 0

@@ -54,7 +54,7 @@ class CudaMagic(Magics):
             lines = str(error).splitlines()
             error._render_traceback_ = lambda: lines  # IPython asks an exception for this before it draws its own
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # the last: there is no CuPy or no NVRTC here
             raise UsageError(f"%%cuda {name}: {error}") from None
         for warning in module.warnings:
             report.append(f"line {warning.line}: warning: {warning.message}")

@@ -46,41 +46,15 @@ class Underflow:
 class Factor:
     """A float32 factor of fused multiply-adds, with the forms of it that these need: each is made once per block."""
 
-    __slots__ = ("_pair", "_room", "_wide", "value")
+    __slots__ = ("pair", "room", "value")
 
     def __init__(self, value):
         self.value = value
-        self._wide = self._pair = self._room = None
-
-    @property
-    def wide(self):
-        """The factor as float64."""
-        if self._wide is None:
-            self._wide = self.value.astype(F8)
-        return self._wide
-
-    @property
-    def pair(self):
-        """The complex number (factor, -1)."""
-        if self._pair is None:
-            self._pair = np.empty(self.value.shape, C8)
-            self._pair.real, self._pair.imag = self.value, -1
-        return self._pair
-
-    def with_addend(self, c):
-        """Return the complex number (factor, c), valid until the next call."""
-        shape = self.value.shape if c.shape == self.value.shape else np.broadcast(self.value, c).shape
-        if self._room is None or self._room.shape != shape:
-            self._room = np.empty(shape, C8)
-            self._room.real = self.value
-        self._room.imag = c
-        return self._room
+        self.pair = None  # the complex number (factor, -1), once it is needed
+        self.room = None  # the complex number (factor, an addend)
 
 
-@helper
-def factor(value):
-    """Return a float32 value as a factor of fused multiply-adds."""
-    return Factor(value)
+HELPERS["Factor"] = Factor
 
 
 @helper
@@ -88,9 +62,18 @@ def fma32(a, b, c):
     """float32 of a * b + c, rounded once; a and b are Factors, c is float32. The result may be a strided view."""
     if a.value.size > b.value.size:
         a, b = b, a
-    if COMPLEX_PRODUCT_FUSES and max(b.value.size, c.size) >= _WORTH_COMPLEX:
-        return np.multiply(a.pair, b.with_addend(c)).real
-    return _fma32_wide(a.wide, b.wide, c)
+    factor = b.value
+    if not COMPLEX_PRODUCT_FUSES or (factor.size < _WORTH_COMPLEX and c.size < _WORTH_COMPLEX):
+        return _fma32_wide(a.value.astype(F8), factor.astype(F8), c)
+    if (pair := a.pair) is None:
+        pair = a.pair = np.empty(a.value.shape, C8)
+        pair.real, pair.imag = a.value, -1
+    shape = factor.shape if factor.shape == c.shape else np.broadcast(factor, c).shape
+    if (room := b.room) is None or room.shape != shape:
+        room = b.room = np.empty(shape, C8)
+        room.real = factor
+    room.imag = c
+    return np.multiply(pair, room).real
 
 
 def _complex_product_fuses() -> bool:
@@ -105,7 +88,9 @@ def _complex_product_fuses() -> bool:
         exact = a.astype(F8) * b
         c = -exact.astype(F4)  # leaves what rounding the product would lose
         for x, y in ((a, b), (b, a)):
-            found = np.multiply(Factor(x).pair, Factor(y).with_addend(c)).real
+            pair, room = np.empty(x.shape, C8), np.empty(c.shape, C8)
+            pair.real, pair.imag, room.real, room.imag = x, -1, y, c
+            found = np.multiply(pair, room).real
             if (found != exact + c).any():
                 return False
     return True
@@ -399,7 +384,7 @@ def fused(e, ins, m) -> None:
         expression = f"fma64({a}, {b}, {c}, {rounding!r})"
     else:
         if rounding == "rn":
-            a, b = (e.form(name, "factor", f"factor({name})") for name in (a, b))
+            a, b = (e.form(name, "factor", f"Factor({name})") for name in (a, b))
             expression = f"fma32({a}, {b}, {c})"
         else:
             expression = f"rounded_sum({wide(e, a)} * {wide(e, b)}, {wide(e, c)}, {rounding!r})"

@@ -130,7 +130,7 @@ def test_fused_multiply_add_of_values_of_any_shape(shapes, way):
     whole = np.broadcast_shapes(*shapes)
     columns = [np.broadcast_to(value, whole).reshape(-1) for value in (a, b, c)]
     for x, y in ((a, b), (b, a)):
-        got = np.broadcast_to(floats.fma32(floats.Factor(x), floats.Factor(y), c), whole).reshape(-1)
+        got = np.broadcast_to(floats.fma32(x, y, c), whole).reshape(-1)
         compare("fma", got.copy(), expected("fma", "f32", "rn", columns), columns)
 
 

@@ -14,6 +14,7 @@ NumPy rounds +, -, *, / and sqrt to nearest as IEEE 754 and PTX (.rn) do. The re
 
 from __future__ import annotations
 
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -43,35 +44,39 @@ class Underflow:
 # --- fused multiply-add, float32 --------------------------------------------------------------------------------------
 
 
-class Factor:
-    """A float32 factor of fused multiply-adds, with the forms of it that these need: each is made once per block."""
+class _Scratch(threading.local):
+    """The two complex operands of the last fused multiply-add of a thread, with the arrays whose copies they hold.
 
-    __slots__ = ("pair", "room", "value")
+    Values are never changed in place, so an array that comes again (a pixel times eight weights) need not be copied.
+    """
 
-    def __init__(self, value):
-        self.value = value
-        self.pair = None  # the complex number (factor, -1), once it is needed
-        self.room = None  # the complex number (factor, an addend)
+    def __init__(self):
+        self.pair = self.room = np.empty(0, C8)  # (factor, -1) and (other factor, addend)
+        self.in_pair = self.in_room = None
 
 
-HELPERS["Factor"] = Factor
+_scratch = _Scratch()
 
 
 @helper
 def fma32(a, b, c):
-    """float32 of a * b + c, rounded once; a and b are Factors, c is float32. The result may be a strided view."""
-    if a.value.size > b.value.size:
+    """float32 of a * b + c, rounded once. The result may be a strided view."""
+    scratch = _scratch
+    if a.size > b.size or (a is scratch.in_room and a.size == b.size):
         a, b = b, a
-    factor = b.value
-    if not COMPLEX_PRODUCT_FUSES or (factor.size < _WORTH_COMPLEX and c.size < _WORTH_COMPLEX):
-        return _fma32_wide(a.value.astype(F8), factor.astype(F8), c)
-    if (pair := a.pair) is None:
-        pair = a.pair = np.empty(a.value.shape, C8)
-        pair.real, pair.imag = a.value, -1
-    shape = factor.shape if factor.shape == c.shape else np.broadcast(factor, c).shape
-    if (room := b.room) is None or room.shape != shape:
-        room = b.room = np.empty(shape, C8)
-        room.real = factor
+    if not COMPLEX_PRODUCT_FUSES or (b.size < _WORTH_COMPLEX and c.size < _WORTH_COMPLEX):
+        return _fma32_wide(a.astype(F8), b.astype(F8), c)
+    pair, room = scratch.pair, scratch.room
+    if scratch.in_pair is not a:
+        if pair.shape != a.shape:
+            pair = scratch.pair = np.empty(a.shape, C8)
+            pair.imag = -1
+        pair.real = scratch.in_pair = a
+    shape = b.shape if b.shape == c.shape else np.broadcast(b, c).shape
+    if scratch.in_room is not b or room.shape != shape:
+        if room.shape != shape:
+            room = scratch.room = np.empty(shape, C8)
+        room.real = scratch.in_room = b
     room.imag = c
     return np.multiply(pair, room).real
 
@@ -384,7 +389,6 @@ def fused(e, ins, m) -> None:
         expression = f"fma64({a}, {b}, {c}, {rounding!r})"
     else:
         if rounding == "rn":
-            a, b = (e.form(name, "factor", f"Factor({name})") for name in (a, b))
             expression = f"fma32({a}, {b}, {c})"
         else:
             expression = f"rounded_sum({wide(e, a)} * {wide(e, b)}, {wide(e, c)}, {rounding!r})"

@@ -1,6 +1,6 @@
 """PTX instructions to NumPy code: the emitter, and one file of rules for each family of instructions."""
 
-from . import bits, comparisons, conversions, floats, halves, integers, memory, moves, special, warps
+from . import bits, comparisons, conversions, floats, halves, integers, memory, moves, special, tensor_cores, warps
 from .emitter import RULES, KernelCode, translate_block
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "memory",
     "moves",
     "special",
+    "tensor_cores",
     "translate_block",
     "warps",
 ]

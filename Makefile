@@ -6,6 +6,7 @@ VENV   ?= .venv
 ARGS   ?=
 BIN     = $(VENV)/bin
 WORKERS ?= 2
+# nbval compares what a cell writes to stderr too, and a progress bar appears there on a slow machine: TQDM_DISABLE.
 NBVAL   = --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
 .PHONY: help lab test lint format bench notebooks pages clean
@@ -18,7 +19,7 @@ lab: $(VENV)/.lab ## install, then open the course in JupyterLab
 
 test: $(VENV)/.test ## install, then run every test: units, browser, notebooks
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests $(ARGS)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(NBVAL) notebooks
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(NBVAL) notebooks
 
 lint: $(VENV)/.test ## code, notebooks in canonical form, generated pages up to date
 	$(BIN)/ruff check .

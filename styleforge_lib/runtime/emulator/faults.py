@@ -48,7 +48,7 @@ class Race:
     """Two accesses of one word by two threads with nothing that orders them."""
 
     kind: str
-    """"read after write", "write after read" or "write after write"."""
+    """"read after write", "write after read", "write after write" or "cp.async without its wait"."""
     space: str
     """"shared" or "global"."""
     line: int

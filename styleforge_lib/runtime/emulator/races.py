@@ -106,6 +106,8 @@ class RaceDetector:
             self._unwritten(memory, at, delta, site)
         if space not in ("shared", "global"):
             return
+        if space == "shared":
+            self.batch.copies.check(at, delta, site)
         thread = lanes.expand(lanes.thread).reshape(-1)
         block = lanes.expand(lanes.block).reshape(-1)
         offset = np.broadcast_to(np.asarray(at.offset + delta), lanes.shape).reshape(-1)
@@ -128,6 +130,14 @@ class RaceDetector:
             where = where * at.region.owners + block if space == "shared" else where
             value = self._value(values, step, granule, site, lanes)
             self._judge(shadow, where, thread, block, space, at, site, offset, value)
+
+    def arrived(self, at: Located, thread, block, site: Site) -> None:
+        """Note that an asynchronous copy into shared memory has arrived for the threads that issued it."""
+        shadow, granule = self.shared[id(at.region)], self.granule
+        offset = at.lanes.expand(at.offset).reshape(-1)
+        record = _packed(site.number, self.epoch[block], self.warp_epoch[thread >> 5, block])
+        for step in range(site.width // granule):
+            shadow.writer.put((offset + step * granule) // granule * at.region.owners + block, thread, record)
 
     @staticmethod
     def _value(values, step: int, granule: int, site: Site, lanes):
@@ -238,10 +248,8 @@ class RaceDetector:
     def _add(
         self, kind, space, at, line, other_line, block, thread, other_block, other_thread, offset, other_number=None
     ):
-        key = (kind, space, line, other_line)
-        if key in self._seen:
+        if not self.first_time((kind, space, line, other_line)):
             return
-        self._seen.add(key)
         block_index, thread_index = self.batch.coordinates(block, thread)
         other_index, other_thread_index = self.batch.coordinates(
             other_block if other_block is not None else block, other_thread
@@ -270,6 +278,12 @@ class RaceDetector:
         self.trace.races.append(
             Race(kind, space, line, other_line, block_index, (thread_index, other_thread_index), sentence)
         )
+
+    def first_time(self, key: tuple) -> bool:
+        """Whether a finding is new; from now on it is not."""
+        new = key not in self._seen
+        self._seen.add(key)
+        return new
 
     def _unwritten(self, memory: Memory, at: Located, delta: int, site: Site) -> None:
         """Mark what is written, and reports the first read of a line that meets what is not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .async_copies import AsyncCopies
 from .barriers import Barriers
 from .control_flow import Block
 from .faults import EmulatorFault
@@ -36,6 +37,7 @@ class Batch:
         self._allocate()
         self.warps = Warps(self.memory, threads, block_numbers.size)
         self.system = System(self)
+        self.copies = AsyncCopies(self)
         self.values: list = [None] * len(plan.graph.registers)
         self.owned: set[int] = set()
         self.pending: dict[int, Lanes] = {}

@@ -7,7 +7,7 @@ import pytest
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.emulator.control_flow import build_graph
 from styleforge_lib.runtime.emulator.inline import flatten
-from styleforge_lib.runtime.emulator.lanes import Universe
+from styleforge_lib.runtime.emulator.lanes import Universe, merge
 from styleforge_lib.runtime.emulator.parse import (
     Imm,
     Instruction,
@@ -160,7 +160,7 @@ def test_switch_table():
     ("add.rz.ftz.f64 %fd1, %fd1, %fd1;", "add.rz.ftz.f64"), ("frob.b32 %r1, %r1;", "frob.b32"), ("add.f32x2 %rd1, %rd1, %rd1;", "add.f32x2"),
     ("fma.rn.bf16 %rs1, %rs1, %rs1, %rs1;", "fma.rn.bf16"), ("ld.global.L2::cache_hint.b32 %r1, [%rd1], %rd2;", "ld.global"),
     ("min.xorsign.abs.f32 %f1, %f1, %f1;", "min.xorsign.abs.f32"), ("mul.wide.u64 %rd1, %rd1, %rd1;", "mul.wide.u64"),
-    ("barrier.cluster.sync.aligned;", "barrier.cluster.sync.aligned"), ("cp.async.commit_group;", "cp.async.commit_group"),
+    ("barrier.cluster.sync.aligned;", "barrier.cluster.sync.aligned"), ("cp.async.bulk.commit_group;", "cp.async.bulk.commit_group"),
     ("call frob, ();", "call frob"), ("atom.global.add.bf16x2 %r1, [%rd1], %r1;", "atom.global.add.bf16x2"),
 ])  # fmt: skip
 def test_refusals_name_the_instruction_and_its_line(statement, name):
@@ -209,6 +209,11 @@ def test_lane_sets_gather_and_scatter_any_shape():
             yes, no = lanes.split(lanes.gather(np.ascontiguousarray(predicate)))
             for part, wanted in ((yes, mask & predicate), (no, mask & ~predicate)):
                 assert np.array_equal(part.mask() if part else np.zeros_like(mask), wanted)
+            if yes and no:
+                assert np.array_equal(merge(no, yes).mask(), mask)  # two halves are the whole again
+                some, _ = yes.split(yes.gather(rng.random(mask.shape) < 0.5))
+                if some:
+                    assert np.array_equal(merge(no, some).mask(), no.mask() | some.mask())  # a part of one half is not
 
 
 def test_launch_of_a_fault_leaves_the_program_usable():

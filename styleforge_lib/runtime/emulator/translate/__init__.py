@@ -1,11 +1,25 @@
 """PTX instructions to NumPy code: the emitter, and one file of rules for each family of instructions."""
 
-from . import bits, comparisons, conversions, floats, halves, integers, memory, moves, special, tensor_cores, warps
+from . import (
+    async_copies,
+    bits,
+    comparisons,
+    conversions,
+    floats,
+    halves,
+    integers,
+    memory,
+    moves,
+    special,
+    tensor_cores,
+    warps,
+)
 from .emitter import RULES, KernelCode, translate_block
 
 __all__ = [
     "RULES",
     "KernelCode",
+    "async_copies",
     "bits",
     "comparisons",
     "conversions",

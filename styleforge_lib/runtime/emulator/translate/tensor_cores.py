@@ -113,7 +113,7 @@ def _whole_form(m, lanes, site: Site) -> WarpForm:
 
 
 def _stacked(form: WarpForm, values: tuple, shape: tuple[int, ...], place) -> np.ndarray:
-    """Registers as (warps, blocks, *shape): register r fills the (8, 4) lanes at `place(r)`."""
+    """Return registers as (warps, blocks, *shape): register r fills the (8, 4) lanes at `place(r)`."""
     wide = [form.spread(value) for value in values]
     blocks = max(value.shape[2] for value in wide)
     out = np.empty((wide[0].shape[0], blocks, *shape), wide[0].dtype)
@@ -247,7 +247,7 @@ def loaded_matrices(m, count, transposed, address, offset, space, lanes, site):
 
 
 def _among(value, giving: np.ndarray, givers, lanes) -> np.ndarray:
-    """A value of some lanes among zeros for the others."""
+    """Put a value of some lanes among zeros for the others."""
     full = np.zeros(lanes.shape, _WORD)
     full[np.broadcast_to(giving, lanes.shape)] = givers.expand(value).reshape(-1)
     return full

@@ -71,12 +71,24 @@ def _selector(index: np.ndarray, length: int):
 class Lanes:
     """A set of lanes of a universe."""
 
-    __slots__ = ("_block", "_thread", "columns", "count", "index", "is_full", "rows", "universe", "warp_form")
+    __slots__ = (
+        "_block",
+        "_thread",
+        "columns",
+        "count",
+        "half_of",
+        "index",
+        "is_full",
+        "rows",
+        "universe",
+        "warp_form",
+    )
 
     def __init__(self, universe: Universe, rows, columns, index: np.ndarray | None, count: int):
         self.universe, self.rows, self.columns, self.index, self.count = universe, rows, columns, index, count
         self.is_full = count == universe.size and index is None
         self._thread = self._block = None
+        self.half_of: tuple[Lanes] | None = None  # the set that was split in two; one tuple for both halves
         self.warp_form = None  # how the lanes lie in warps, once `warps` has looked
 
     @property
@@ -206,7 +218,10 @@ class Lanes:
             universe = self.universe
             return universe.flat(self.index[predicate]), universe.flat(self.index[~predicate])
         predicate = self._narrowed(predicate)
-        return self._part(predicate), self._part(~predicate)
+        taken, passed = self._part(predicate), self._part(~predicate)
+        # A flat set is not remembered: a loop that lanes leave one by one would keep them all.
+        taken.half_of = passed.half_of = (self,)
+        return taken, passed
 
     @staticmethod
     def _narrowed(predicate: np.ndarray) -> np.ndarray:
@@ -232,6 +247,8 @@ class Lanes:
 
 def merge(first: Lanes, second: Lanes) -> Lanes:
     """Return the union of two disjoint sets."""
+    if first.half_of is not None and first.half_of is second.half_of:
+        return first.half_of[0]
     mask = first.mask()
     mask |= second.mask()
     return first.universe.from_mask(mask)

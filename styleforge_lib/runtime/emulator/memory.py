@@ -177,8 +177,8 @@ class Memory:
             self._nowhere(address, low, lanes, site)
         base = region.base
         if isinstance(address, np.ndarray):
-            offset = address.astype(np.int64)
-            offset -= base - low
+            offset = address.view(np.int64) if address.dtype.itemsize == 8 else address.astype(np.int64)
+            offset = offset - (base - low)
             bits = int(np.bitwise_or.reduce(offset, axis=None))
             bits |= base & 15
         else:
@@ -304,8 +304,8 @@ class Memory:
         if count > 1 and not at.region.base % (width * count) and not left_out and index.size > _WORTH_ROWS:
             # One row of `count` elements per lane, then the columns: fewer cache misses than `count` gathers.
             rows = data[: data.size // count * count].reshape(-1, count)
-            place = at.index((width * count).bit_length() - 1, 0)
-            found = rows.take(place + delta // (width * count), axis=0)
+            place, skip = at.index((width * count).bit_length() - 1, 0), delta // (width * count)
+            found = rows.take(place + skip if skip else place, axis=0)
             return tuple(np.ascontiguousarray(found[..., position]) for position in range(count))
         if at.low < 0:
             index, skip = index + skip, 0
@@ -394,7 +394,8 @@ class Memory:
         whole = _WHOLE.get(wide)
         if len(values) > 1 and whole and not at.region.base % wide and not left_out and np.size(index) > _WORTH_ROWS:
             # One element of `wide` bytes per lane: a quarter of the time of as many short rows.
-            place = at.index(wide.bit_length() - 1, 0) + delta // wide
+            place, skip = at.index(wide.bit_length() - 1, 0), delta // wide
+            place = place + skip if skip else place
             rows = np.empty((*place.shape, len(values)), dtype)
             for position, value in enumerate(values):
                 rows[..., position] = _last_where_narrow(value, place)

@@ -183,7 +183,7 @@ def three_digits(number: float) -> str:
 @block
 def kernels() -> str:
     """Name the operators whose kernels are finished."""
-    return f"Finished kernels: {', '.join(f'`{operator.name}`' for operator in operators())}."
+    return f"Kernels so far: {', '.join(f'`{operator.name}`' for operator in operators())}."
 
 
 @block

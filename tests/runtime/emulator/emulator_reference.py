@@ -11,7 +11,7 @@ DTYPES = {
     **{f"{p}{bits}": np.dtype(f"{kind}{bits // 8}") for p, kind in (("b", "u"), ("u", "u"), ("s", "i")) for bits in (8, 16, 32, 64)},
     "f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"), "f16x2": np.dtype("u4"),
 }  # fmt: skip
-PRECISION = {"f16": (11, -14, 15), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
+PRECISION = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
 REGISTER = {1: ("b16", "rs"), 2: ("b16", "rs"), 4: ("b32", "r"), 8: ("b64", "rd")}
 
 

@@ -3,6 +3,7 @@
 from . import (
     async_copies,
     bits,
+    brain_floats,
     comparisons,
     conversions,
     floats,
@@ -21,6 +22,7 @@ __all__ = [
     "KernelCode",
     "async_copies",
     "bits",
+    "brain_floats",
     "comparisons",
     "conversions",
     "floats",

@@ -59,8 +59,5 @@ def _copy(e, ins, m) -> None:
 def _address(e, operand, space: str) -> str:
     """Return (address, offset, space) as translated code."""
     base = operand.base
-    if isinstance(base, Reg):
-        address = e.use(base, f"u{8 * e.register(base.name)[1].itemsize}")
-    else:
-        address = e.use(base, "u64")
-    return f"({address}, {operand.offset}, {space!r})"
+    kind = f"u{8 * e.register(base.name)[1].itemsize}" if isinstance(base, Reg) else "u64"
+    return f"({e.use(base, kind)}, {operand.offset}, {space!r})"

@@ -82,7 +82,12 @@ def _combined(e, condition: str, combine: str | None, with_predicate) -> str:
 
 @rule("setp")
 def _setp(e, ins, m):
-    if any(modifier in ("f16x2", "bf16", "bf16x2") for modifier in m.left):
+    if "bf16" in m.left or "bf16x2" in m.left:
+        from .brain_floats import brain_setp
+
+        brain_setp(e, ins, m, _COMPARISONS)
+        return
+    if "f16x2" in m.left:
         _setp_pairs(e, ins, m)
         return
     kind = m.type(*_TYPES)
@@ -112,6 +117,11 @@ def _setp_pairs(e, ins, m):
 
 @rule("set")
 def _set(e, ins, m):
+    if "bf16" in m.left or "bf16x2" in m.left:
+        from .brain_floats import brain_set
+
+        brain_set(e, ins, m, _COMPARISONS)
+        return
     if "f16x2" in m.left:
         _set_pairs(e, ins, m)
         return

@@ -26,10 +26,12 @@ def _cvt(e, ins, m):
     if target == "f16x2" and source == "f32":
         _pair(e, ins, m)
         return
+    if any(kind.startswith("bf16") for kind in kinds):
+        from .brain_floats import brain_convert
+
+        brain_convert(e, ins, m, target, source)
+        return
     if target not in (*_INTEGERS, *_FLOATS) or source not in (*_INTEGERS, *_FLOATS):
-        if {target, source} == {"bf16", "f32"}:
-            _bfloat(e, ins, m, target)
-            return
         m.left = [target, source]
         m.refuse()
     rounding = m.one_of("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")
@@ -154,18 +156,6 @@ def _pair(e, ins, m) -> None:
         text = f"{value}.astype(F2)" if rounding == "rn" else f"directed_float({wide(e, value)}, F2, 'rz')"
         halves.append(f"extreme({text}, {e.constant(0, 'f16')}, True, False)" if relu else text)
     e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "f16x2")
-
-
-def _bfloat(e, ins, m, target: str) -> None:
-    """bfloat16 from and to float32: the high half of the word."""
-    rounding = m.one_of("rn", "rz")
-    m.finish()
-    if target == "f32":
-        value = e.use(ins.operands[1], "u16")
-        e.set_expression(ins.operands[0], f"({value}.astype(U4) << {e.constant(16, 'u32')}).view(F4)", "f32")
-    else:
-        value = e.use(ins.operands[1], "f32")
-        e.set_expression(ins.operands[0], f"to_bfloat({value}, {rounding == 'rz'})", "b16")
 
 
 @helper

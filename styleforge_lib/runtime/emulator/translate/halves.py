@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .brain_floats import brain_binary, brain_extreme, brain_fused, is_brain
 from .emitter import helper
 
 _KINDS = ("f16", "f16x2")
@@ -31,12 +32,6 @@ def joined(low, high):
 def flush_half(value):
     """Subnormal float16 to zero of the same sign."""
     return np.where(np.abs(value) < np.float16(2.0**-14), value * np.float16(0), value)[()]
-
-
-def _kind(m) -> str:
-    if any(kind.startswith("bf16") for kind in m.left):
-        m.refuse("bfloat16 arithmetic is not emulated yet: convert to float.")
-    return m.type(*_KINDS)
 
 
 def _apply(e, ins, kind: str, expression, sources, ftz: bool = False) -> None:
@@ -62,7 +57,10 @@ def _apply(e, ins, kind: str, expression, sources, ftz: bool = False) -> None:
 
 def half_binary(e, ins, m) -> None:
     """add, sub, mul."""
-    kind = _kind(m)
+    if is_brain(m):
+        brain_binary(e, ins, m)
+        return
+    kind = m.type(*_KINDS)
     m.one_of("rn")
     ftz, sat = m.flag("ftz"), m.flag("sat")
     m.finish()
@@ -73,7 +71,10 @@ def half_binary(e, ins, m) -> None:
 
 def half_fused(e, ins, m) -> None:
     """Fma."""
-    kind = _kind(m)
+    if is_brain(m):
+        brain_fused(e, ins, m)
+        return
+    kind = m.type(*_KINDS)
     m.one_of("rn")
     ftz, sat, relu = m.flag("ftz"), m.flag("sat"), m.flag("relu")
     m.finish()
@@ -88,24 +89,28 @@ def half_fused(e, ins, m) -> None:
 
 
 def half_sign(e, ins, m) -> None:
-    """Abs and neg: on the bits, so that NaN keeps its payload."""
-    kind = _kind(m)
+    """Abs and neg, of bfloat16 too: on the bits, so that NaN keeps its payload."""
+    kind = m.type(*_KINDS, "bf16", "bf16x2")
     m.flag("ftz")
     m.finish()
-    bits = "u16" if kind == "f16" else "u32"
+    single = kind in ("f16", "bf16")
+    bits = "u16" if single else "u32"
     value = e.use(ins.operands[1], bits)
-    mask = 0x8000 if kind == "f16" else 0x80008000
+    mask = 0x8000 if single else 0x80008000
     if ins.opcode == "neg":
         e.set_expression(ins.operands[0], f"{value} ^ {e.constant(mask, bits)}", bits)
     else:
         e.set_expression(
-            ins.operands[0], f"{value} & {e.constant(~mask & (0xFFFF if kind == 'f16' else 0xFFFFFFFF), bits)}", bits
+            ins.operands[0], f"{value} & {e.constant(~mask & (0xFFFF if single else 0xFFFFFFFF), bits)}", bits
         )
 
 
 def half_extreme(e, ins, m) -> None:
     """Min and max."""
-    kind = _kind(m)
+    if is_brain(m):
+        brain_extreme(e, ins, m)
+        return
+    kind = m.type(*_KINDS)
     ftz, propagate = m.flag("ftz"), m.flag("NaN")
     m.finish()
     largest = ins.opcode == "max"

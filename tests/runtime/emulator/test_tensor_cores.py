@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from conftest import compile_ptx
+from emulator_reference import run_instruction
 
 from styleforge_lib.runtime.emulator import EmulatorFault, Program, Trace
 
@@ -96,6 +97,24 @@ def test_product(arch, shape, depth, a, b, result):
     else:
         wanted = wanted.astype(np.float32)
     assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("mode", ["rna", "rn", "rz"])
+def test_rounding_to_tf32(mode):
+    values = np.array(
+        [1 + k / 4096 for k in range(9)] + [3.4028235e38, np.inf, -0.0, 1e-40, -1.75 * 2**-130], np.float32
+    )
+    values = np.concatenate([values, -values])
+    got = run_instruction(f"cvt.{mode}.tf32.f32 d, a;", [("f32", values)], "b32")
+    unit = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.abs(values.astype(np.float64)), 1e-300))), -126) - 10)
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(values) / unit
+        whole = {"rna": np.floor(size + 0.5), "rn": np.rint(size), "rz": np.floor(size)}[mode]
+        wanted = np.where(np.isinf(values), values, np.copysign(whole * unit, values)).astype(np.float32)
+    assert np.array_equal(got, wanted.view(np.uint32))
+    assert (
+        run_instruction(f"cvt.{mode}.tf32.f32 d, a;", [("f32", np.array([np.nan], np.float32))], "b32")[0] == 0x7FFFFFFF
+    )
 
 
 def test_satfinite_clamps():

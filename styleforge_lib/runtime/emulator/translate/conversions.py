@@ -17,6 +17,11 @@ def _cvt(e, ins, m):
     if "pack" in m.left:
         _pack(e, ins, m)
         return
+    if "tf32" in m.left:
+        from .tensor_cores import tf32_convert
+
+        tf32_convert(e, ins, m)
+        return
     kinds = [modifier for modifier in m.left if modifier in DTYPES]
     if len(kinds) != 2:
         m.refuse()

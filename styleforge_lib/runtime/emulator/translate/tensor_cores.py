@@ -186,6 +186,25 @@ def from_accumulator(lanes, matrix, number):
     return form.collect(np.ascontiguousarray(words.transpose(0, 2, 1)))
 
 
+def tf32_convert(e, ins, m) -> None:
+    """Cvt.rna.tf32.f32 (ties away from zero), .rn and .rz: float32 bits whose last 13 are 0."""
+    rounding = m.one_of("rna", "rn", "rz")
+    if m.left != ["tf32", "f32"] or rounding is None:
+        m.refuse("Use cvt.rna.tf32.f32.")
+    e.set_expression(ins.operands[0], f"to_tf32({e.use(ins.operands[1], 'f32')}, {rounding!r})", "u32")
+
+
+@helper
+def to_tf32(value, mode):
+    """Return float32 rounded to tf32, as bits; NaN becomes the canonical one."""
+    bits = value.view(np.uint32)
+    if mode == "rna":
+        bits = bits + np.uint32(0x1000)
+    elif mode == "rn":
+        bits = bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    return np.where(value == value, bits & _TF32, np.uint32(0x7FFFFFFF))[()]
+
+
 # --- ldmatrix, stmatrix -----------------------------------------------------------------------------------------------
 
 

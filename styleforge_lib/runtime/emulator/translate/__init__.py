@@ -14,6 +14,7 @@ from . import (
     special,
     tensor_cores,
     warps,
+    wmma,
 )
 from .emitter import RULES, KernelCode, translate_block
 
@@ -34,4 +35,5 @@ __all__ = [
     "tensor_cores",
     "translate_block",
     "warps",
+    "wmma",
 ]

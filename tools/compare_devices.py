@@ -153,6 +153,11 @@ PLANS = {
     "vectors_or_scalars": Plan(offsets=(0, 1)),
     "constant_table": Plan(),
     "calls_and_structs": Plan(rows={"out": 3}),
+    # Tensor cores and asynchronous copies
+    "matrix_loads": Plan(sizes=WHOLE, rows={"x": 4, "out": 8}),
+    "tensor_products": Plan(sizes=WHOLE, rows={"out": 8}, data=SMALL),
+    "fragments_of_mma": Plan(sizes=WHOLE, rows={"out": 8}, data=SMALL),
+    "async_copies": Plan(sizes=WHOLE, rows={"x": 2, "out": 4}),
     # Approximate functions, and the range of each in which no result overflows
     "approximate_expf": approximate(-100, 80),
     "approximate_fast_expf": approximate(-80, 8),

@@ -8,6 +8,7 @@
 //   blocks      block_tree, block_votes, dynamic_shared, shared_transpose, bank_of_bytes
 //   atomics     atomics_integer, atomics_shared, atomics_cas, atomics_float, atomics_wide
 //   memory      vectors_float4, vectors_mixed, vectors_or_scalars, constant_table, generic_pointers
+//   tensor      matrix_loads, tensor_products, fragments_of_mma, async_copies
 //   control     local_array, switch_cases, collatz, calls_and_structs
 //   approximate one kernel for each function whose last bits are the hardware's own: approximate_...
 //
@@ -17,6 +18,8 @@
 // Order      no result depends on the order of blocks or threads: atomics are read when all are done.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+#include <mma.h>
 
 #define FOR_EACH(i, n) for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
 #define EVERYONE 0xffffffffu
@@ -689,6 +692,81 @@ extern "C" __global__ void calls_and_structs(const int* a, const float* x, float
         out[1 * n + i] = p.second & 0xffff;
         out[2 * n + i] = sum;
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tensor cores, in whole warps; small whole numbers, whose sums every order of adding gives exactly
+
+// ldmatrix: four matrices of 8 by 8 halves per warp, as they are and transposed.
+extern "C" __global__ void matrix_loads(const unsigned* x, unsigned* out, int n) {
+    __shared__ uint4 rows[256];
+    int i = blockIdx.x * blockDim.x + threadIdx.x, t = threadIdx.x;
+    rows[t] = make_uint4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+    __syncwarp();
+    unsigned at = (unsigned)__cvta_generic_to_shared(&rows[t]), a, b, c, d;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(at) : "memory");
+    out[0 * n + i] = a, out[1 * n + i] = b, out[2 * n + i] = c, out[3 * n + i] = d;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(at) : "memory");
+    out[4 * n + i] = a, out[5 * n + i] = b, out[6 * n + i] = c, out[7 * n + i] = d;
+}
+
+__device__ unsigned two_halves(const int* a, int i, int n) {
+    __half2 both = __halves2half2(__int2half_rn(a[i % n]), __int2half_rn(a[(i + 1) % n]));
+    return *(unsigned*)&both;
+}
+
+// mma.sync.m16n8k8 into float32 and into float16.
+extern "C" __global__ void tensor_products(const int* a, float* out, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    unsigned a0 = two_halves(a, i, n), a1 = two_halves(a, i + 7, n), b = two_halves(a, i + 31, n);
+    float c0 = a[i], c1 = -a[i], c2 = 1, c3 = 0;
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
+                 : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3) : "r"(a0), "r"(a1), "r"(b));
+    out[0 * n + i] = c0, out[1 * n + i] = c1, out[2 * n + i] = c2, out[3 * n + i] = c3;
+    unsigned d0 = a1, d1 = b;
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0,%1},{%2,%3},{%4},{%0,%1};"
+                 : "+r"(d0), "+r"(d1) : "r"(a0), "r"(a1), "r"(b));
+    out[4 * n + i] = __low2float(*(__half2*)&d0), out[5 * n + i] = __high2float(*(__half2*)&d0);
+    out[6 * n + i] = __low2float(*(__half2*)&d1), out[7 * n + i] = __high2float(*(__half2*)&d1);
+}
+
+// wmma: 16 by 16 by 16, one matrix per warp, through shared memory; B is A by columns: A times its transpose.
+extern "C" __global__ void fragments_of_mma(const int* a, float* out, int n) {
+    using namespace nvcuda;
+    __shared__ __align__(32) __half tiles[8][256];
+    int i = blockIdx.x * blockDim.x + threadIdx.x, lane = threadIdx.x % 32, first = i - lane;
+    __half* tile = tiles[threadIdx.x / 32];
+    for (int k = lane; k < 256; k += 32) tile[k] = __int2half_rn(a[(first + k) % n]);
+    __syncwarp();
+    wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> left;
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, __half, wmma::col_major> right;
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+    wmma::fill_fragment(sum, 1.0f);
+    wmma::load_matrix_sync(left, tile, 16);
+    wmma::load_matrix_sync(right, tile, 16);
+    wmma::mma_sync(sum, left, right, sum);
+    wmma::store_matrix_sync(out + 8 * first, sum, 16, wmma::mem_row_major);
+}
+
+// Copies in two stages; before sm_80 the header copies at once. The last one fills 12 of 16 bytes with zeros.
+extern "C" __global__ void async_copies(const float* x, float* out, int n) {
+    __shared__ __align__(16) float stage[2][256], filled[256][4];
+    int i = blockIdx.x * blockDim.x + threadIdx.x, t = threadIdx.x;
+    __pipeline_memcpy_async(&stage[0][t], x + i, 4);
+    __pipeline_commit();
+    __pipeline_memcpy_async(&stage[1][t], x + n + i, 4);
+    __pipeline_memcpy_async(&filled[t], x + t / 4 * 4, 16, 12);
+    __pipeline_commit();
+    __pipeline_wait_prior(1);
+    __syncthreads();
+    out[0 * n + i] = stage[0][t ^ 77];
+    __pipeline_wait_prior(0);
+    __syncthreads();
+    out[1 * n + i] = stage[1][t ^ 77];
+    out[2 * n + i] = filled[t ^ 1][0];
+    out[3 * n + i] = filled[t ^ 1][3];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -166,9 +166,11 @@ def product(text, m=96, n=64, depth=80, trace=None, arch="compute_80"):
 
 @pytest.mark.parametrize("arch", ["compute_80", "compute_90"])
 @pytest.mark.parametrize("traced", [False, True])
-def test_tiled_product(arch, traced):
+@pytest.mark.parametrize("n", [32, 64])
+def test_tiled_product(arch, traced, n):
+    """With 32 columns all blocks hold the same tile of B."""
     trace = Trace() if traced else None
-    got, wanted = product(PRODUCT, arch=arch, trace=trace)
+    got, wanted = product(PRODUCT, n=n, arch=arch, trace=trace)
     assert np.array_equal(got, wanted)
     if traced:
         assert not trace.races, trace.races[0].sentence

@@ -23,6 +23,7 @@ _OF_RACES = {
     "read after write": "The reader may come first, and then finds what was there before.",
     "write after read": "The writer may come first, and then spoils what the other still needs.",
     "write after write": "Which of the two values stays is left to chance.",
+    "cp.async without its wait": "Until its thread has waited, the place holds what was there before.",
 }
 _OF_FAULTS = {
     "null pointer": "The argument for this pointer was None.",
@@ -44,10 +45,11 @@ _OUTSIDE = {
 class Finding:
     """One thing that is wrong, or could be better, at a line.
 
-    kind: of a race "read after write", "write after read" or "write after write"; of a fault "out of bounds",
-    "misaligned", "unwritten read", "null pointer", "divergent barrier", "deadlock", "inactive lane", "assertion",
-    "trap" ...; of advice "uncoalesced", "bank conflict" or "divergence". other_line: the second line that takes part,
-    or None. block, threads: (x, y, z) of one example; None and () where it is no single one. sentence: says `line N`.
+    kind: of a race "read after write", "write after read", "write after write" or "cp.async without its wait"; of a
+    fault "out of bounds", "misaligned", "unwritten read", "null pointer", "divergent barrier", "deadlock", "inactive
+    lane", "assertion", "trap" ...; of advice "uncoalesced", "bank conflict" or "divergence". other_line: the second
+    line that takes part, or None. block, threads: (x, y, z) of one example; None and () where it is no single one.
+    sentence: says `line N`.
     """
 
     kind: str

@@ -6,6 +6,7 @@ import importlib
 # `import styleforge_lib`, the emulator and `--help` do not wait for torch.
 _HOMES = {
     "CompileError": "styleforge_lib.runtime.diagnostics",
+    "FusedInstanceNorm2d": "styleforge_lib.nn",
     "TransformerNet": "styleforge_lib.models.transformer_net",
     "compile_cuda": "styleforge_lib.runtime.kernel",
     "list_styles": "styleforge_lib.models.checkpoints",

@@ -102,8 +102,35 @@ def approximate(low: float, high: float, within: float = 2.0**-20) -> Plan:
     return Plan(sizes=(4099,), data={"x": between(low, high)}, within=within)
 
 
+def instance_norm() -> Iterator[tuple[str, Plan]]:
+    """Yield the plans of cuda/instance_norm.cu: 2 images of 8 channels of 300 pixels, whole or in 3 pieces of 128."""
+    numbers = {
+        "channels": 8,
+        "size": 300,
+        "length": 128,
+        "pieces": 3,
+        "measured": 3,
+        "eps": 1e-5,
+        "relu": 1,
+        "lanes": 1,
+    }
+    moments = 2 * 8 * 3 * 4
+    common = {
+        "sizes": (2 * 8 * 300,),
+        "numbers": numbers,
+        "lengths": {"weight": 8, "bias": 8, "partial": moments},
+        "data": {"x": normal(40, 3), "residual": magnitudes, "partial": between(1, 9)},
+    }
+    for dtype in ("float32", "float16", "bfloat16"):
+        yield f"instance_norm_{dtype}", Plan(grid=lambda n: 16, offsets=(0, 1), **common)
+        for step in ("statistics", "apply"):
+            yield f"instance_norm_{step}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
+            yield f"instance_norm_nhwc_{step}_{dtype}", Plan(grid=lambda n: 6, offsets=(0, 4), **common)
+
+
 SMALL = {"a": whole_numbers(-9, 9)}
 PLANS = {
+    **dict(instance_norm()),
     # The lessons
     "relu_unguarded": Plan(sizes=WHOLE, why="no guard: right in whole blocks only"),
     "relu_vector": Plan(why="aligned arrays only, as its launcher sees to"),

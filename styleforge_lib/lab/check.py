@@ -9,8 +9,9 @@ Contents
 
 What counts as right. The reference is computed in float64 from the inputs as rounded to the dtype. An element may be
 off by twice PyTorch's own error there, in the same dtype on the CPU, plus half an ulp of the dtype, which any kernel
-that rounds its result must be allowed. NaN and infinities must stand where the reference has them, and nowhere else.
-Where PyTorch's own result is not finite and the reference is, that is no licence: half an ulp remains.
+that rounds its result must be allowed, plus the operator's floor, which is 0 unless PyTorch's yardstick is finer. NaN
+and infinities must stand where the reference has them, and nowhere else. Where PyTorch's own result is not finite and
+the reference is, that is no licence: half an ulp remains.
 
 What else is held. Outputs are filled with NaN and must be written everywhere. Inputs and outputs lie between guard
 zones of NaN, so that a read outside spoils the result and a write outside is seen. Inputs must keep every bit. The same
@@ -285,7 +286,7 @@ def _judge(operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch
     """Raise unless every element is within its tolerance; return whether each is the reference, rounded."""
     got, dtype = out.tensor.cpu(), out.tensor.dtype
     value, rounded = got.double(), expected.to(dtype).double()
-    allowed = _tolerance(expected, peer, operator.pooled)
+    allowed = _tolerance(operator, expected, peer)
     finite = value.isfinite() & rounded.isfinite()
     off = torch.where(finite, (value - expected).abs(), torch.inf)
     alike = (value == rounded) | (value.isnan() & rounded.isnan())
@@ -304,12 +305,13 @@ def _judge(operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch
     )
 
 
-def _tolerance(expected: torch.Tensor, peer: torch.Tensor, pooled: tuple[int, ...]) -> torch.Tensor:
-    """Return, for each element, twice PyTorch's error plus half an ulp."""
+def _tolerance(operator: Operator, expected: torch.Tensor, peer: torch.Tensor) -> torch.Tensor:
+    """Return, for each element, twice PyTorch's error plus the operator's floor plus half an ulp."""
     error = torch.where(peer.isfinite() & expected.isfinite(), (peer.double() - expected).abs(), 0.0)
-    if pooled:
-        error = error.amax(pooled, keepdim=True)
-    return 2 * error + ulp(expected, peer.dtype) / 2
+    size = torch.where(expected.isfinite(), expected.abs(), 0.0)
+    if operator.pooled:
+        error, size = (value.amax(operator.pooled, keepdim=True) for value in (error, size))
+    return 2 * error + operator.floor * size + ulp(expected, peer.dtype) / 2
 
 
 def ulp(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

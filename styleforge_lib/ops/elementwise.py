@@ -1,10 +1,12 @@
-"""What the elementwise operators share: which calls their kernels take, and the launch.
+"""What the operators share: which calls their kernels take, and the launch.
 
 Contents
     check_tensors       refusals: inputs and `out` that do not belong together
     kernel_applies      whether the kernel takes this call, or PyTorch does
+    is_watched          whether a transformation must see the operation itself
     run                 allocate, look at the tensors as flat memory, launch
     launch_flat         one kernel of a cuda/ file on contiguous tensors
+    compiled            a cuda/ file, compiled for the device of a tensor
 """
 
 import functools
@@ -56,15 +58,19 @@ def _span(x: torch.Tensor) -> tuple[int, int]:
     return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
-def kernel_applies(out: torch.Tensor | None, *inputs: torch.Tensor) -> bool:
+def kernel_applies(
+    out: torch.Tensor | None, *inputs: torch.Tensor, dtypes: tuple[torch.dtype, ...] = FAST_DTYPES
+) -> bool:
     """Return whether the kernel takes this call; if not, PyTorch computes the same.
 
-    It takes float32 and float16 tensors of one dense layout (contiguous or channels_last) on a GPU, and on the CPU
-    where STYLEFORGE_DEVICE=emulator asks for the emulator. It has no backward.
+    It takes tensors of `dtypes` (float32 and float16) and of one dense layout (contiguous or channels_last) on a GPU,
+    and on the CPU where STYLEFORGE_DEVICE=emulator asks for the emulator. It has no backward.
     """
+    if is_watched(*inputs):
+        return False
     x = inputs[0]
     emulated = x.device.type == "cpu" and os.environ.get(DEVICE_VARIABLE, "").strip().lower() == "emulator"
-    if not (x.is_cuda or emulated) or x.dtype not in FAST_DTYPES or not x.numel():
+    if not (x.is_cuda or emulated) or x.dtype not in dtypes or not x.numel():
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return False
@@ -72,6 +78,23 @@ def kernel_applies(out: torch.Tensor | None, *inputs: torch.Tensor) -> bool:
     return any(
         all(tensor.is_contiguous(memory_format=layout) for tensor in tensors)
         for layout in ((torch.contiguous_format, torch.channels_last) if x.dim() == 4 else (torch.contiguous_format,))
+    )
+
+
+def is_watched(*tensors: torch.Tensor) -> bool:
+    """Return whether someone must see the operation itself, where a launch would show nothing.
+
+    That is torch.compile and torch.jit.trace, torch.func (vmap, jvp, ...), forward-mode differentiation, dispatch
+    modes, autocast, and subclasses of tensors.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.is_autocast_enabled(tensors[0].device.type)
+        or any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
     )
 
 
@@ -89,13 +112,17 @@ def launch_flat(operator: str, *tensors: torch.Tensor) -> None:
     x = tensors[0]
     dtype = str(x.dtype).removeprefix("torch.")
     vectors = -(-x.numel() * x.element_size() // VECTOR_BYTES)
-    kernel = _module(operator, x.device, os.environ.get(DEVICE_VARIABLE)).kernel(f"{operator}_{dtype}")
+    kernel = compiled(operator, x.device).kernel(f"{operator}_{dtype}")
     kernel(min(-(-vectors // THREADS), MAX_BLOCKS), THREADS, (*tensors, x.numel()))
+
+
+def compiled(operator: str, device: torch.device) -> Module:
+    """Return cuda/operator.cu, compiled once for each device that it is launched on."""
+    return _module(operator, device, os.environ.get(DEVICE_VARIABLE))
 
 
 @functools.cache
 def _module(operator: str, device: torch.device, wish: str | None) -> Module:
-    """Compile cuda/operator.cu once for each device that it is launched on."""
     if device.type != "cuda":
         return compile_cuda(f"{operator}.cu")
     with torch.cuda.device(device):

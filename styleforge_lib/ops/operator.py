@@ -52,6 +52,8 @@ class Operator:
 
     pooled: dimensions of the output over which elements share one rounding error, so that PyTorch's largest error along
     them counts for all: (-2, -1) where a whole plane is divided by one deviation, () where each element stands alone.
+    floor: what any kernel may be off by besides, as a part of the largest finite result along those dimensions: 0 where
+    PyTorch's yardstick has the kernel's own precision, some roundings where it is finer (float64 sums on the CPU).
     signed_zeros: whether -0 and 0 are different answers.
     """
 
@@ -65,4 +67,5 @@ class Operator:
     cost: Callable[..., Cost]
     dtypes: tuple[torch.dtype, ...] = FAST_DTYPES
     pooled: tuple[int, ...] = ()
+    floor: float = 0.0
     signed_zeros: bool = False

@@ -53,7 +53,7 @@ def test_pytorch_itself_passes(operator, dtype, capsys):
         tensors[-1].copy_(operator.pytorch(*tensors[:-1]))
 
     assert check(operator, launcher, dtype=dtype)
-    assert "to the last bit" in capsys.readouterr().out
+    assert operator.floor or "to the last bit" in capsys.readouterr().out
 
 
 def test_a_first_kernel_passes_with_one_line_that_is_always_the_same(capsys):
@@ -406,6 +406,21 @@ def test_the_tolerance_is_twice_the_peers_error(error, passes, capsys):
     line = capsys.readouterr().out
     if error == 1.8e-4:
         assert line == "✓ plane sum: 1 case right, within twice PyTorch's own error\n"
+
+
+def test_the_floor_is_a_part_of_the_largest_result(capsys):
+    operator = Operator(**{**vars(SUM), "pytorch": lambda x: plane_sum(x.double()).to(x.dtype), "floor": 1e-3})
+
+    def off_by(part):
+        def launcher(x, out):
+            sums = plane_sum(x.double())
+            out.copy_(sums + part * sums.abs().amax((-2, -1), keepdim=True))
+
+        return launcher
+
+    assert check(operator, off_by(0.9e-3))
+    assert not check(operator, off_by(1.1e-3))
+    assert not check(operator, off_by(float("nan")))
 
 
 def test_a_peer_that_overflows_is_no_licence(capsys):

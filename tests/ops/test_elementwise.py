@@ -14,7 +14,8 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device, compil
 
 DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a")
-both = pytest.mark.parametrize("operator", ops.operators(), ids=lambda operator: operator.name)
+ELEMENTWISE = tuple(ops.find_operator(name) for name in ("relu", "residual_add"))
+both = pytest.mark.parametrize("operator", ELEMENTWISE, ids=lambda operator: operator.name)
 each_dtype = pytest.mark.parametrize("dtype", ops.operator.FAST_DTYPES, ids=str)
 
 
@@ -30,7 +31,7 @@ def launches(monkeypatch):
     """Count the launches of the library's kernels."""
     counted = []
     launch_flat = elementwise.launch_flat
-    for operator in ops.operators():
+    for operator in ELEMENTWISE:
         module = importlib.import_module(f"styleforge_lib.ops.{operator.name}")
         monkeypatch.setattr(
             module, "launch_flat", lambda name, *tensors: (counted.append(name), launch_flat(name, *tensors))
@@ -79,7 +80,7 @@ def test_one_block_takes_what_a_grid_leaves(operator, dtype, monkeypatch, on_the
     size=st.integers(1, 3000),
     offsets=st.tuples(*[st.integers(0, 9)] * 3),
     half=st.booleans(),
-    which=st.sampled_from(ops.operators()),
+    which=st.sampled_from(ELEMENTWISE),
     seed=st.integers(0, 2**31),
 )
 def test_any_size_at_any_alignment(size, offsets, half, which, seed):
@@ -256,5 +257,5 @@ def test_both_terms_may_be_the_same_tensor(on_the_kernels_device):
 
 
 def test_a_name_finds_its_operator():
-    assert [operator.name for operator in ops.operators()] == ["relu", "residual_add"]
+    assert [operator.name for operator in ops.operators()] == ["relu", "residual_add", "instance_norm"]
     assert ops.find_operator("relu").launch is importlib.import_module("styleforge_lib.ops.relu").launch

@@ -1,0 +1,62 @@
+// Numbers in memory and numbers to compute with: 16 bytes at a time of float, __half or __nv_bfloat16, as floats.
+//
+//   LANES<T>                      how many numbers of T are 16 bytes: 4 or 8
+//   to_float(x), to<T>(x)         one number; to the nearest, ties to even
+//   load(p, value), store(p, v)   an array of floats from and to memory: LANES<T> at a multiple of 16 bytes, or one
+//   Span                          a stretch of memory at any address: scalars up to 16 bytes, vectors, scalars
+//
+// bfloat16 is only converted, never computed with: that needs no instruction that sm_75 lacks.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+template <typename T>
+constexpr int LANES = 16 / sizeof(T);
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T> __device__ T to(float x);
+template <> __device__ inline float to<float>(float x) { return x; }
+template <> __device__ inline __half to<__half>(float x) { return __float2half_rn(x); }
+template <> __device__ inline __nv_bfloat16 to<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+template <typename T, int COUNT>
+__device__ void load(const T* p, float (&value)[COUNT]) {
+    static_assert(COUNT == 1 || COUNT == LANES<T>);
+    if constexpr (COUNT == 1) {
+        value[0] = to_float(*p);
+    } else {
+        const uint4 whole = *reinterpret_cast<const uint4*>(p);
+        for (int i = 0; i < COUNT; i++) value[i] = to_float(reinterpret_cast<const T*>(&whole)[i]);
+    }
+}
+
+template <typename T, int COUNT>
+__device__ void store(T* p, const float (&value)[COUNT]) {
+    static_assert(COUNT == 1 || COUNT == LANES<T>);
+    if constexpr (COUNT == 1) {
+        *p = to<T>(value[0]);
+    } else {
+        uint4 whole;
+        for (int i = 0; i < COUNT; i++) reinterpret_cast<T*>(&whole)[i] = to<T>(value[i]);
+        *reinterpret_cast<uint4*>(p) = whole;
+    }
+}
+
+// Elements [0, head) and [tail, count) are to be moved singly, and between them lie `vectors` vectors of 16 bytes.
+// Arrays that do not stand at the same distance from a multiple of 16 bytes share no vectors: all elements are head.
+struct Span {
+    long long head, vectors, tail;
+
+    template <typename T, typename... Others>
+    __device__ Span(long long count, const T* first, const Others*... others) {
+        const size_t phase = reinterpret_cast<size_t>(first) % 16;
+        const bool together = ((reinterpret_cast<size_t>(others) % 16 == phase) && ... && true);
+        head = together ? (16 - phase) % 16 / sizeof(T) : count;
+        if (head > count) head = count;
+        vectors = (count - head) / LANES<T>;
+        tail = head + vectors * LANES<T>;
+    }
+};

@@ -1,0 +1,394 @@
+// Instance norm: each plane (image, channel) is brought to mean 0 and deviation 1; then scale, shift, residual, ReLU.
+//
+//   out = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)     variance = M2 / n, of the plane itself
+//
+// Contents (T is float32, float16 or bfloat16; every statistic is float32)
+//   Ending                      what is done with a number once its plane's mean and deviation are known
+//   instance_norm_T             NCHW, shape (a): one block a plane, which it reads twice
+//   instance_norm_statistics_T  NCHW, shape (b): blocks over pieces of planes: the moments (n, mean, M2) of each piece
+//   instance_norm_apply_T       ... then blocks over the same pieces: each merges its plane's moments, and writes
+//   instance_norm_nhwc_statistics_T, instance_norm_nhwc_apply_T      the same two steps for NHWC (channels_last)
+//
+// x, out     planes x size numbers, flat: NCHW with planes = images * channels and size = height * width, or NHWC.
+// residual   like x, or null.         weight, bias    `channels` numbers, each may be null.     relu    0 or 1.
+// partial    room for the moments: 4 * planes * pieces floats. Written by the first kernel, read by the second.
+// alignment  NCHW: any. A plane is moved in vectors of 16 bytes between single elements at its ends, where the arrays
+//            stand alike to a multiple of 16 bytes; else singly. NHWC: the launcher says how many numbers are moved at
+//            once: LANES<T> (channels a multiple of it, arrays at multiples of 16 bytes), or 1.
+// sizes      offsets have 64 bits. A plane of one element gives relu(bias + residual).
+// launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps;
+//            (a) planes blocks of at most 1024; (b) planes * pieces blocks of at most 1024; NHWC: blocks of THREADS.
+// moves      with s = planes * size * sizeof(T), and s more with a residual:
+//            (a) 2s from memory. x is read a second time, from the L2 cache where all planes at work fit it, which they
+//                do with a block a plane up to 60 MB / 132 blocks = 450 KB a plane; else 3s.
+//            (b) 2s where x fits the L2 cache (1x64x512x512 float16: 34 MB), else 3s (1x32x1024x1024 float32: 134 MB);
+//                and the moments, 16 bytes a piece, read once a block of the same plane: below 1 %.
+// computes   about 12 operations an element; at 4 TB/s an H200 could do 27 (float32) or 13 (float16) in the time of one
+//            pass. Bytes and operations are predictions: nothing here has been measured yet.
+// numbers    moments by groups (common/moments.cuh): no cancellation at mean 4000, constant planes give exactly bias.
+//            Fused steps are rounded once, at the end. NaN or infinity makes its plane NaN, and no other. Where
+//            distances beyond 1e19 overflow the variance, the plane is NaN. No atomics: same launch, same bits.
+#include "common/moments.cuh"
+#include "common/vectors.cuh"
+
+constexpr int THREADS = 256;  // of an NHWC block: threads * 8 lanes * 16 bytes of moments are 32 of 48 KB
+constexpr int FLIGHT = 4;     // vectors that a thread has under way: 64 bytes, so that 1024 threads cover the latency
+constexpr int GROUP = 8;      // numbers that are taken into the moments at once: one division for 8
+
+// 1 / sqrt(v) to the nearest, or nearly always: the quotient alone is off by up to 1.5 units in the last place, and a
+// step of Newton's method, its residual 1 - v * s * s taken by fused multiply-adds, repairs it.
+__device__ inline float inverse_root(float v) {
+    const float s = 1.0f / sqrtf(v), product = v * s, lost = fmaf(v, s, -product);
+    return fmaf(0.5f * s, fmaf(-product, s, 1.0f) - lost * s, s);
+}
+
+template <typename T>
+struct Ending {
+    const T *weight, *bias;
+    float eps;
+    int relu;
+
+    // For a channel with these moments: out = (x - mean) * scale + shift. What the mean's rounding lost is in shift.
+    __device__ void prepare(Moments m, long long channel, float& mean, float& scale, float& shift) const {
+        mean = m.mean.value;
+        scale = inverse_root(m.m2 / m.n + eps);
+        if (weight) scale *= to_float(weight[channel]);
+        shift = (bias ? to_float(bias[channel]) : 0.0f) - m.mean.lost * scale;
+    }
+
+    __device__ float operator()(float x, float mean, float scale, float shift, float residual) const {
+        const float y = (x - mean) * scale + shift + residual;
+        return relu && y < 0.0f ? 0.0f : y;  // NaN < 0 is false: NaN is returned
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// NCHW
+
+// The moments of what this thread takes of `count` numbers that lie together.
+template <typename T>
+__device__ Moments gather(const T* x, long long count) {
+    constexpr int TOGETHER = GROUP / LANES<T>;  // vectors in a group: 2 of float, 1 of the others
+    const Span span(count, x);
+    Moments m = {};
+    float one[1], some[LANES<T>];
+    const auto single = [&](long long begin, long long end) {
+        for (long long i = begin + threadIdx.x; i < end; i += blockDim.x) {
+            load(x + i, one);
+            add(m.n, m.mean, m.m2, one);
+        }
+    };
+    single(0, span.head);
+    const T* vectors = x + span.head;
+    long long i = threadIdx.x;
+    for (; i + (FLIGHT - 1) * blockDim.x < span.vectors; i += FLIGHT * blockDim.x) {
+        float all[FLIGHT / TOGETHER][GROUP];
+        for (int v = 0; v < FLIGHT; v++) {
+            load(vectors + (i + v * blockDim.x) * LANES<T>, some);
+            for (int k = 0; k < LANES<T>; k++) all[v / TOGETHER][v % TOGETHER * LANES<T> + k] = some[k];
+        }
+        for (int g = 0; g < FLIGHT / TOGETHER; g++) add(m.n, m.mean, m.m2, all[g]);
+    }
+    for (; i < span.vectors; i += blockDim.x) {
+        load(vectors + i * LANES<T>, some);
+        add(m.n, m.mean, m.m2, some);
+    }
+    single(span.tail, count);
+    return m;
+}
+
+// Write `count` numbers that lie together, all of one plane.
+template <typename T>
+__device__ void write(const T* x, const T* residual, T* out, long long count, const Ending<T>& ending, Moments m,
+                      long long channel) {
+    float mean, scale, shift;
+    ending.prepare(m, channel, mean, scale, shift);
+    const Span span = residual ? Span(count, x, out, residual) : Span(count, x, out);
+    const auto move = [&](long long i, auto& value, auto& added) {
+        constexpr int COUNT = sizeof(value) / sizeof(float);
+        load(x + i, value);
+        if (residual) load(residual + i, added);
+        for (int k = 0; k < COUNT; k++)
+            value[k] = ending(value[k], mean, scale, shift, residual ? added[k] : 0.0f);
+        store(out + i, value);
+    };
+    float one[1], other[1], some[LANES<T>], others[LANES<T>];
+    for (long long i = threadIdx.x; i < span.head; i += blockDim.x) move(i, one, other);
+#pragma unroll 4
+    for (long long i = threadIdx.x; i < span.vectors; i += blockDim.x) move(span.head + i * LANES<T>, some, others);
+    for (long long i = span.tail + threadIdx.x; i < count; i += blockDim.x) move(i, one, other);
+}
+
+template <typename T>
+__device__ void norm_plane(const T* x, const Ending<T>& ending, const T* residual, T* out, int channels,
+                           long long size) {
+    __shared__ Moments shared[32];
+    const long long plane = blockIdx.x, start = plane * size;
+    const Moments m = merge_block(gather(x + start, size), shared);
+    write(x + start, residual ? residual + start : nullptr, out + start, size, ending, m, plane % channels);
+}
+
+// Block b works on piece b % pieces of plane b / pieces: numbers [piece * length, (piece + 1) * length).
+struct Piece {
+    long long plane, start, count;
+
+    __device__ Piece(long long size, long long length, int pieces) {
+        plane = blockIdx.x / pieces;
+        const long long begin = blockIdx.x % pieces * length;
+        start = plane * size + begin;
+        count = begin + length < size ? length : size - begin;
+    }
+};
+
+template <typename T>
+__device__ void plane_statistics(const T* x, Moments* partial, long long size, long long length, int pieces) {
+    __shared__ Moments shared[32];
+    const Piece piece(size, length, pieces);
+    const Moments m = merge_block(gather(x + piece.start, piece.count), shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = m;
+}
+
+template <typename T>
+__device__ void plane_apply(const T* x, const Moments* partial, const Ending<T>& ending, const T* residual, T* out,
+                            int channels, long long size, long long length, int pieces) {
+    __shared__ Moments shared[32];
+    const Piece piece(size, length, pieces);
+    Moments m = {};
+    for (int i = threadIdx.x; i < pieces; i += blockDim.x) m = merge(m, partial[piece.plane * pieces + i]);
+    m = merge_block(m, shared);
+    write(x + piece.start, residual ? residual + piece.start : nullptr, out + piece.start, piece.count, ending, m,
+          piece.plane % channels);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// NHWC: a thread keeps to COUNT neighbouring channels, and the threads of a row stand side by side on one pixel
+
+// Where a block and its threads work. A block has `tile` threads for channels and THREADS / tile rows for pixels.
+template <int COUNT>
+struct Place {
+    long long image, first, last;  // pixels [first, last) of the image
+    int channel, width;            // the tile's first channel, and how many it has
+    int tile, rows, row, unit;     // this thread: `row` of rows, `unit` of tile; row == rows: without work
+
+    __device__ Place(int channels, long long size, long long length, int pieces) {
+        const int units = channels / COUNT, most = THREADS / COUNT, tiles = (units + most - 1) / most;
+        tile = (units + tiles - 1) / tiles;
+        const long long outer = blockIdx.x / pieces;
+        image = outer / tiles;
+        first = blockIdx.x % pieces * length;
+        last = first + length < size ? first + length : size;
+        const int begin = outer % tiles * tile;
+        if (begin + tile > units) tile = units - begin;
+        channel = begin * COUNT;
+        width = tile * COUNT;
+        rows = THREADS / tile;
+        row = threadIdx.x < rows * tile ? threadIdx.x / tile : rows;
+        unit = threadIdx.x % tile;
+    }
+};
+
+template <typename T, int COUNT>
+__device__ void pixel_statistics(const T* x, Moments* partial, int channels, long long size, long long length,
+                                 int pieces, Moments* shared) {
+    const Place<COUNT> at(channels, size, length, pieces);
+    if (at.row < at.rows) {
+        Mean mean[COUNT] = {};
+        float n = 0.0f, m2[COUNT] = {};
+        const T* mine = x + at.image * size * channels + at.channel + at.unit * COUNT;
+        // Every lane counts the same numbers, so n is kept once and each lane starts from it.
+        const auto take = [&](auto& pixels) {
+            float count;
+            for (int k = 0; k < COUNT; k++) add(count = n, mean[k], m2[k], pixels[k]);
+            n = count;
+        };
+        float value[COUNT], several[COUNT][FLIGHT], single[COUNT][1];
+        long long p = at.first + at.row;
+        for (; p + (FLIGHT - 1) * at.rows < at.last; p += FLIGHT * at.rows) {
+            for (int v = 0; v < FLIGHT; v++) {
+                load(mine + (p + v * at.rows) * channels, value);
+                for (int k = 0; k < COUNT; k++) several[k][v] = value[k];
+            }
+            take(several);
+        }
+        for (; p < at.last; p += at.rows) {
+            load(mine + p * channels, value);
+            for (int k = 0; k < COUNT; k++) single[k][0] = value[k];
+            take(single);
+        }
+        for (int k = 0; k < COUNT; k++)  // lane after lane, so that a warp's stores fall in different banks
+            shared[at.row * at.width + k * at.tile + at.unit] = {n, mean[k], m2[k]};
+    }
+    merge_rows(shared, at.rows, at.width);
+    Moments* mine = partial + (at.image * pieces + blockIdx.x % pieces) * channels + at.channel;
+    if (threadIdx.x < at.width) mine[threadIdx.x % at.tile * COUNT + threadIdx.x / at.tile] = shared[threadIdx.x];
+}
+
+template <typename T, int COUNT>
+__device__ void pixel_apply(const T* x, const Moments* partial, const Ending<T>& ending, const T* residual, T* out,
+                            int channels, long long size, long long length, int pieces, int measured,
+                            Moments* shared) {
+    const Place<COUNT> at(channels, size, length, pieces);
+    const int workers = THREADS / at.width;  // threads that merge the moments of one channel
+    if (threadIdx.x < workers * at.width) {
+        const Moments* column = partial + at.image * measured * channels + at.channel + threadIdx.x % at.width;
+        Moments m = {};
+        for (int i = threadIdx.x / at.width; i < measured; i += workers) m = merge(m, column[(long long)i * channels]);
+        shared[threadIdx.x] = m;
+    }
+    merge_rows(shared, workers, at.width);
+    if (at.row == at.rows) return;
+    float mean[COUNT], scale[COUNT], shift[COUNT], value[COUNT], added[COUNT];
+    for (int k = 0; k < COUNT; k++) {
+        const int own = at.unit * COUNT + k;
+        ending.prepare(shared[own], at.channel + own, mean[k], scale[k], shift[k]);
+    }
+    const long long start = at.image * size * channels + at.channel + at.unit * COUNT;
+#pragma unroll 4
+    for (long long p = at.first + at.row; p < at.last; p += at.rows) {
+        const long long i = start + p * channels;
+        load(x + i, value);
+        if (residual) load(residual + i, added);
+        for (int k = 0; k < COUNT; k++)
+            value[k] = ending(value[k], mean[k], scale[k], shift[k], residual ? added[k] : 0.0f);
+        store(out + i, value);
+    }
+}
+
+// One number at a time or LANES<T>; the shared memory is here, so that both have the same.
+template <typename T>
+__device__ void pixel_statistics(const T* x, float* partial, int channels, long long size, long long length,
+                                 int pieces, int lanes) {
+    __shared__ Moments shared[THREADS * LANES<T>];
+    Moments* moments = reinterpret_cast<Moments*>(partial);
+    if (lanes == 1)
+        pixel_statistics<T, 1>(x, moments, channels, size, length, pieces, shared);
+    else
+        pixel_statistics<T, LANES<T>>(x, moments, channels, size, length, pieces, shared);
+}
+
+template <typename T>
+__device__ void pixel_apply(const T* x, const float* partial, const Ending<T>& ending, const T* residual, T* out,
+                            int channels, long long size, long long length, int pieces, int measured, int lanes) {
+    __shared__ Moments shared[THREADS];
+    const Moments* moments = reinterpret_cast<const Moments*>(partial);
+    if (lanes == 1)
+        pixel_apply<T, 1>(x, moments, ending, residual, out, channels, size, length, pieces, measured, shared);
+    else
+        pixel_apply<T, LANES<T>>(x, moments, ending, residual, out, channels, size, length, pieces, measured, shared);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels: float32
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_float32(const float* __restrict__ x, const float* weight, const float* bias,
+        const float* __restrict__ residual, float* __restrict__ out, int channels, long long size, float eps,
+        int relu) {
+    norm_plane(x, Ending<float>{weight, bias, eps, relu}, residual, out, channels, size);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_statistics_float32(const float* __restrict__ x, float* partial, long long size, long long length,
+        int pieces) {
+    plane_statistics(x, reinterpret_cast<Moments*>(partial), size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_apply_float32(const float* __restrict__ x, const float* partial, const float* weight,
+        const float* bias, const float* __restrict__ residual, float* __restrict__ out, int channels, long long size,
+        long long length, int pieces, float eps, int relu) {
+    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<float>{weight, bias, eps, relu}, residual,
+                out, channels, size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_nhwc_statistics_float32(const float* __restrict__ x, float* partial, int channels, long long size,
+        long long length, int pieces, int lanes) {
+    pixel_statistics(x, partial, channels, size, length, pieces, lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_nhwc_apply_float32(const float* __restrict__ x, const float* partial, const float* weight,
+        const float* bias, const float* __restrict__ residual, float* __restrict__ out, int channels, long long size,
+        long long length, int pieces, int measured, float eps, int relu, int lanes) {
+    pixel_apply(x, partial, Ending<float>{weight, bias, eps, relu}, residual, out, channels, size, length,
+                pieces, measured, lanes);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels: float16
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
+        const __half* __restrict__ residual, __half* __restrict__ out, int channels, long long size, float eps,
+        int relu) {
+    norm_plane(x, Ending<__half>{weight, bias, eps, relu}, residual, out, channels, size);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_statistics_float16(const __half* __restrict__ x, float* partial, long long size, long long length,
+        int pieces) {
+    plane_statistics(x, reinterpret_cast<Moments*>(partial), size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_apply_float16(const __half* __restrict__ x, const float* partial, const __half* weight,
+        const __half* bias, const __half* __restrict__ residual, __half* __restrict__ out, int channels,
+        long long size, long long length, int pieces, float eps, int relu) {
+    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<__half>{weight, bias, eps, relu}, residual,
+                out, channels, size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_nhwc_statistics_float16(const __half* __restrict__ x, float* partial, int channels, long long size,
+        long long length, int pieces, int lanes) {
+    pixel_statistics(x, partial, channels, size, length, pieces, lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_nhwc_apply_float16(const __half* __restrict__ x, const float* partial, const __half* weight,
+        const __half* bias, const __half* __restrict__ residual, __half* __restrict__ out, int channels,
+        long long size, long long length, int pieces, int measured, float eps, int relu, int lanes) {
+    pixel_apply(x, partial, Ending<__half>{weight, bias, eps, relu}, residual, out, channels, size, length,
+                pieces, measured, lanes);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels: bfloat16
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight,
+        const __nv_bfloat16* bias, const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out,
+        int channels, long long size, float eps, int relu) {
+    norm_plane(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, channels, size);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_statistics_bfloat16(const __nv_bfloat16* __restrict__ x, float* partial, long long size,
+        long long length, int pieces) {
+    plane_statistics(x, reinterpret_cast<Moments*>(partial), size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_apply_bfloat16(const __nv_bfloat16* __restrict__ x, const float* partial,
+        const __nv_bfloat16* weight, const __nv_bfloat16* bias, const __nv_bfloat16* __restrict__ residual,
+        __nv_bfloat16* __restrict__ out, int channels, long long size, long long length, int pieces, float eps,
+        int relu) {
+    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual,
+                out, channels, size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_nhwc_statistics_bfloat16(const __nv_bfloat16* __restrict__ x, float* partial, int channels,
+        long long size, long long length, int pieces, int lanes) {
+    pixel_statistics(x, partial, channels, size, length, pieces, lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_nhwc_apply_bfloat16(const __nv_bfloat16* __restrict__ x, const float* partial,
+        const __nv_bfloat16* weight, const __nv_bfloat16* bias, const __nv_bfloat16* __restrict__ residual,
+        __nv_bfloat16* __restrict__ out, int channels, long long size, long long length, int pieces, int measured,
+        float eps, int relu, int lanes) {
+    pixel_apply(x, partial, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, channels, size, length,
+                pieces, measured, lanes);
+}

@@ -1,0 +1,320 @@
+"""Instance norm, with scale, shift, residual and ReLU in the same pass: the kernels are in cuda/instance_norm.cu.
+
+Contents
+    instance_norm           the function: the kernel where it applies, else PyTorch
+    launch, launch_fused    the kernels: which launch shape, and its size
+    pieces_of_planes        the rule for NCHW: one block a plane, or planes in pieces
+    pieces_of_pixels        the rule for NHWC
+    OPERATOR, FUSED         the description: of the norm alone (what the lessons build), and of all that the kernel does
+"""
+
+import functools
+import itertools
+import math
+
+import torch
+from torch.nn import functional
+
+from styleforge_lib.ops.cases import EVEN, RAGGED, constant_planes, drawn_from, magnitudes, normal
+from styleforge_lib.ops.elementwise import VECTOR_BYTES, check_tensors, compiled, is_watched, kernel_applies
+from styleforge_lib.ops.operator import Case, Cost, Operator
+
+EPS = 1e-5
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+MAX_THREADS, PIECE_THREADS = 1024, 512  # of a block for a whole plane, for a piece of one
+PIXEL_THREADS = 256  # THREADS in cuda/instance_norm.cu
+FLIGHT = 4  # vectors that a thread has under way, as there
+SMALL_PLANE_BYTES = 1 << 16  # one block reads it twice in about 2 us, which a second launch costs as well
+# How many blocks a multiprocessor holds by their registers (64 of 512 threads, 96 and 64 of 256), which the pieces are
+# to fill once: a block more would begin a second round with most multiprocessors idle.
+PIECES_RESIDENT, MEASURED_RESIDENT, APPLIED_RESIDENT = 2, 2, 4
+EMULATED_MULTIPROCESSORS = 40  # a T4's
+DRAWN = ((1, 4), (1, 9), (2, 41), (2, 41))  # the range of each dimension of a drawn shape
+
+
+def instance_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = EPS,
+    relu: bool = False,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), mean and variance of each plane.
+
+    x: (N, C, ...) with at least two elements in a plane, any dtype; contiguous or channels_last memory is kept. weight,
+    bias: (C,), left out 1 and 0. relu: whether negative numbers become 0 at the end (NaN stays NaN). residual: of x's
+    shape, dtype and device. The variance is the biased one, as in `torch.nn.functional.instance_norm` (Ulyanov et al.
+    2016), whose values this has; the steps after the norm are not rounded in between.
+
+    The kernel takes float32, float16 and bfloat16, x and residual of one dense layout, on a GPU (on the CPU where
+    STYLEFORGE_DEVICE=emulator), without gradients; all else PyTorch computes. ValueError, TypeError: tensors that do
+    not belong together.
+    """
+    tensors = {"x": x} if residual is None else {"x": x, "residual": residual}
+    check_tensors("instance_norm", None, **tensors)
+    if x.dim() < 3:
+        raise ValueError(f"instance_norm: x must be (N, C, ...), at least 3 dimensions, and has shape {tuple(x.shape)}")
+    channelwise = {name: value for name, value in (("weight", weight), ("bias", bias)) if value is not None}
+    for name, value in channelwise.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"instance_norm: {name} must be a torch tensor, not {type(value).__name__}")
+        if value.shape != x.shape[1:2]:
+            raise ValueError(
+                f"instance_norm: {name} has shape {tuple(value.shape)}, and x has {x.shape[1]} channels: pass one "
+                "number a channel"
+            )
+    if not _kernel_applies(tensors.values(), channelwise.values()):
+        out = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
+        out = out if residual is None else out + residual
+        return out.relu() if relu else out
+    out = torch.empty_like(x)
+    launch_fused(x, weight, bias, residual, relu, eps, out)
+    return out
+
+
+def _kernel_applies(tensors, channelwise) -> bool:
+    x = next(iter(tensors))
+    return (
+        kernel_applies(None, *tensors, dtypes=DTYPES)
+        and not is_watched(x, *channelwise)
+        and math.prod(x.shape[2:]) > 1  # of one element PyTorch says that it has no variance
+        and all(value.dtype is x.dtype and value.device == x.device and value.is_contiguous() for value in channelwise)
+        and not (torch.is_grad_enabled() and any(value.requires_grad for value in channelwise))
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The launch
+
+
+def launch(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Launch the norm alone, with eps 1e-5, on the GPU or the emulator: see `launch_fused`."""
+    launch_fused(x, None, None, None, False, EPS, out)
+
+
+def launch_fused(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    relu: bool,
+    eps: float,
+    out: torch.Tensor,
+) -> None:
+    """Launch the kernels on the GPU or the emulator.
+
+    x, out, residual: (N, C, ...) of one of DTYPES, all contiguous or, with 4 dimensions, all channels_last. weight,
+    bias: (C,) of the same dtype. None for what is left out.
+    """
+    if x.is_contiguous():
+        _launch_planes(x, weight, bias, residual, out, eps, relu)
+    else:
+        x, residual, out = (None if t is None else t.permute(0, 2, 3, 1) for t in (x, residual, out))
+        _launch_pixels(x, weight, bias, residual, out, eps, relu)
+
+
+def _launch_planes(x, weight, bias, residual, out, eps, relu) -> None:
+    channels, planes, size = x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
+    threads, length, pieces = pieces_of_planes(planes, size, x.element_size(), multiprocessors(x.device))
+    kernel, dtype = compiled("instance_norm", x.device).kernel, str(x.dtype).removeprefix("torch.")
+    if pieces == 1:
+        args = (x, weight, bias, residual, out, channels, size, eps, int(relu))
+        kernel(f"instance_norm_{dtype}")(planes, threads, args)
+        return
+    partial = torch.empty(planes * pieces * 4, dtype=torch.float32, device=x.device)
+    kernel(f"instance_norm_statistics_{dtype}")(planes * pieces, threads, (x, partial, size, length, pieces))
+    args = (x, partial, weight, bias, residual, out, channels, size, length, pieces, eps, int(relu))
+    kernel(f"instance_norm_apply_{dtype}")(planes * pieces, threads, args)
+
+
+def _launch_pixels(x, weight, bias, residual, out, eps, relu) -> None:
+    """x, residual, out: (N, H, W, C), contiguous."""
+    images, channels, size = x.shape[0], x.shape[3], x.shape[1] * x.shape[2]
+    lanes = VECTOR_BYTES // x.element_size()
+    tensors = (x, out) if residual is None else (x, out, residual)
+    if channels % lanes or any(tensor.data_ptr() % VECTOR_BYTES for tensor in tensors):
+        lanes = 1
+    processors = multiprocessors(x.device)
+    kernel, dtype = compiled("instance_norm", x.device).kernel, str(x.dtype).removeprefix("torch.")
+    tiles, length, measured = pieces_of_pixels(images, channels, size, lanes, processors * MEASURED_RESIDENT)
+    partial = torch.empty(images * measured * channels * 4, dtype=torch.float32, device=x.device)
+    args = (x, partial, channels, size, length, measured, lanes)
+    kernel(f"instance_norm_nhwc_statistics_{dtype}")(images * tiles * measured, PIXEL_THREADS, args)
+    _, length, pieces = pieces_of_pixels(images, channels, size, lanes, processors * APPLIED_RESIDENT)
+    args = (x, partial, weight, bias, residual, out, channels, size, length, pieces, measured, eps, int(relu), lanes)
+    kernel(f"instance_norm_nhwc_apply_{dtype}")(images * tiles * pieces, PIXEL_THREADS, args)
+
+
+def pieces_of_planes(planes: int, size: int, itemsize: int, processors: int) -> tuple[int, int, int]:
+    """Return (threads a block, numbers a piece, pieces a plane) for NCHW; one piece is one kernel with a block a plane.
+
+    A plane stays whole where the planes occupy at least three quarters of the multiprocessors, or where it is small.
+    Else it is cut so that the pieces of all planes fill every multiprocessor once, and no more.
+    """
+    lanes = VECTOR_BYTES // itemsize
+    if 4 * planes >= 3 * processors or size * itemsize <= SMALL_PLANE_BYTES:
+        threads = 1 << max(0, math.ceil(size / (lanes * FLIGHT)) - 1).bit_length()
+        return min(MAX_THREADS, max(32, threads)), size, 1
+    most = processors * PIECES_RESIDENT // planes
+    length = _rounded_up(math.ceil(size / most), PIECE_THREADS * lanes)  # whole vectors for every thread
+    return PIECE_THREADS, length, math.ceil(size / length)
+
+
+def pieces_of_pixels(images: int, channels: int, size: int, lanes: int, blocks: int) -> tuple[int, int, int]:
+    """Return (tiles of channels, pixels a piece, pieces an image) for NHWC, in at most about `blocks` blocks.
+
+    A block takes up to 256 channels, whose numbers lie together, of a piece of the pixels. Two kernels, always: the
+    channels of a pixel lie too close for a block a plane to read whole sectors.
+    """
+    units = channels // lanes
+    tiles = math.ceil(units / (PIXEL_THREADS // lanes))
+    rows = PIXEL_THREADS // math.ceil(units / tiles)
+    most = max(1, blocks // (images * tiles))
+    length = _rounded_up(math.ceil(size / most), rows * FLIGHT)
+    return tiles, length, math.ceil(size / length)
+
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a device has; the emulator is given a T4's."""
+    if device.type != "cuda":
+        return EMULATED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The description
+
+
+def fused_reference(x, weight, bias, residual, relu, eps) -> torch.Tensor:
+    """Return the result by its definition: two passes, the variance from the squared distances."""
+    dims, shape = tuple(range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+    distance = x - x.mean(dims, keepdim=True)
+    out = distance / (distance.square().mean(dims, keepdim=True) + eps).sqrt()
+    out = out if weight is None else out * weight.view(shape)
+    out = out if bias is None else out + bias.view(shape)
+    out = out if residual is None else out + residual
+    return torch.where(out < 0, torch.zeros_like(out), out) if relu else out
+
+
+def fused_pytorch(x, weight, bias, residual, relu, eps) -> torch.Tensor:
+    """Return what PyTorch makes of it, step by step."""
+    # Not functional.instance_norm, which refuses a plane of one element.
+    out = torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+    out = out if residual is None else out + residual
+    return out.relu() if relu else out
+
+
+def fused_cost(x, weight, bias, residual, relu, eps) -> Cost:
+    """Each tensor is moved once; an addition for the mean, three operations for the variance, two to normalise."""
+    steps = sum((6, weight is not None, bias is not None, residual is not None, bool(relu)))
+    moved = (x, x, weight, bias, residual)
+    return Cost(bytes=sum(t.numel() * t.element_size() for t in moved if t is not None), flops=steps * x.numel())
+
+
+def _cases(options) -> tuple[Case, ...]:
+    """Return the hostile cases. options(number, x, generator): what follows x among a case's inputs."""
+    numbers = itertools.count()
+
+    def case(name, shape, fill, **offsets: int) -> Case:
+        number = next(numbers)
+
+        def make(generator: torch.Generator, dtype: torch.dtype) -> tuple:
+            x = fill(shape, generator, dtype)
+            return (x, *options(number, x, generator))
+
+        return Case(name, make, **offsets)
+
+    def drawn(generator: torch.Generator, dtype: torch.dtype) -> tuple:
+        shape = tuple(int(torch.randint(least, most, (), generator=generator)) for least, most in DRAWN)
+        x = normal()(shape, generator, dtype)
+        return (x, *options(15, x, generator))
+
+    def large(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+        """Fill evenly up to 1e17, of which float32 can still sum the squares, or the largest number there is."""
+        most = min(torch.finfo(dtype).max, 1e17)
+        return ((torch.rand(shape, generator=generator) * 2 - 1) * most).to(dtype)
+
+    def spoiled(value: float):
+        """Fill normally, but for one number in one of the planes."""
+
+        def fill(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+            x = normal()(shape, generator, dtype)
+            x[-1, 1, shape[-2] // 2, -1] = value
+            return x
+
+        return fill
+
+    return (
+        case("even", EVEN, normal()),
+        *(case("batch of several", shape, normal()) for shape in ((2, 5, 13, 7), (5, 3, 6, 9), (3, 16, 8, 8))),
+        *(case("plane of a single row or column", shape, normal()) for shape in ((2, 9, 1, 40), (2, 9, 37, 1))),
+        *(case("small planes", (4, 9, height, width), normal()) for height, width in ((1, 1), (1, 2), (2, 2), (3, 5))),
+        case("many planes", (2, 300, 3, 3), normal()),
+        case("ragged", RAGGED, normal()),
+        Case("drawn shape", drawn),
+        case("constant planes", RAGGED, constant_planes),
+        case("mean 4000, deviation 0.5", RAGGED, normal(4000, 0.5)),
+        case("mean -30000, deviation 100", RAGGED, normal(-30000, 100)),
+        case("deviation below the root of eps", RAGGED, normal(0.25, 1e-3)),
+        case("all magnitudes", RAGGED, magnitudes),
+        case("zeros of both signs", RAGGED, drawn_from(lambda info: (0.0, -0.0))),
+        case("denormals", RAGGED, drawn_from(lambda info: (info.tiny / 8, info.tiny / 2, -info.tiny / 4))),
+        case("large numbers", RAGGED, large),
+        case("infinity in one plane", (2, 3, 17, 31), spoiled(float("inf"))),
+        case("-infinity in one plane", (2, 3, 16, 16), spoiled(float("-inf"))),
+        case("NaN in one plane", (2, 3, 17, 31), spoiled(float("nan"))),
+        case("views one element past alignment", RAGGED, normal(), input_offset=1, output_offset=1),
+        case("inputs one element past alignment", EVEN, normal(), input_offset=1),
+        case("output one element past alignment", EVEN, normal(), output_offset=1),
+        case("larger", (1, 2, 61, 67), normal()),
+    )
+
+
+def _options(number: int, x: torch.Tensor, generator: torch.Generator) -> tuple:
+    """Return weight, bias, residual, relu and eps: each combination of what is present comes by in sixteen cases."""
+    weight, bias = (torch.randn(x.shape[1], generator=generator).to(x.dtype) for _ in range(2))
+    residual = torch.randn(x.shape, generator=generator).to(x.dtype)
+    tensors = (value if number >> bit & 1 else None for bit, value in enumerate((weight, bias, residual)))
+    return (*tensors, bool(number >> 3 & 1), (1e-5, 1e-3, 0.5)[number % 3])
+
+
+def _alone(function):
+    """Return a function of (x, weight, bias, residual, relu, eps) as one of x."""
+    return lambda x: function(x, None, None, None, False, EPS)
+
+
+_ALIKE = {
+    "dtypes": DTYPES,
+    "pooled": (-4, -3, -2, -1),  # a case has planes of one kind: they share an error
+    # On the CPU PyTorch sums in float64; kernels, its own too, in float32. Four units in the last place are allowed for
+    # it: the mean's, the variance's (which the root halves), the root's, the distance's and the product's roundings.
+    "floor": 4 * torch.finfo(torch.float32).eps,
+}
+
+OPERATOR = Operator(
+    name="instance_norm",
+    inputs=("x",),
+    reference=_alone(fused_reference),
+    pytorch=_alone(fused_pytorch),
+    launch=launch,
+    cases=_cases(lambda number, x, generator: ()),
+    cost=_alone(fused_cost),
+    **_ALIKE,
+)
+FUSED = Operator(
+    name="instance_norm",
+    inputs=("x", "weight", "bias", "residual", "relu", "eps"),
+    reference=fused_reference,
+    pytorch=fused_pytorch,
+    launch=launch_fused,
+    cases=_cases(_options),
+    cost=fused_cost,
+    **_ALIKE,
+)

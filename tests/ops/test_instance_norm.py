@@ -1,0 +1,327 @@
+"""Instance norm: the kernels in each launch shape against the checker, and the function against PyTorch's."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from styleforge_lib import ops
+from styleforge_lib.lab import check
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device, compile_cuda
+
+norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
+
+DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90a")
+each_dtype = pytest.mark.parametrize("dtype", norm.DTYPES, ids=str)
+LAST = torch.channels_last
+
+
+@pytest.fixture
+def on_the_kernels_device(monkeypatch):
+    """Where there is no GPU, ask for the emulator: a CPU tensor would otherwise go to PyTorch."""
+    if DEVICE == "cpu":
+        monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Collect the names of the kernels that are launched."""
+    names, call = [], Kernel.__call__
+    monkeypatch.setattr(Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args)))
+    return names
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Cut every plane, as on a card whose multiprocessors the planes do not fill."""
+    monkeypatch.setattr(norm, "SMALL_PLANE_BYTES", 0)
+    monkeypatch.setattr(norm, "multiprocessors", lambda device: 2000)
+    monkeypatch.setattr(norm, "PIECE_THREADS", 32)
+
+
+def tensors_of(shape, dtype=torch.float32, seed=0):
+    """Draw x, weight, bias and residual."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (shape, shape[1:2], shape[1:2], shape)
+    return [torch.randn(size, generator=generator).to(DEVICE, dtype) for size in shapes]
+
+
+def hold(got, x, weight=None, bias=None, residual=None, relu=False, eps=norm.EPS):
+    """Assert that a result is the reference, within the rounding of its dtype."""
+    wide = [None if value is None else value.double() for value in (x, weight, bias, residual)]
+    expected = norm.fused_reference(*wide, relu, eps)
+    assert got.dtype is x.dtype
+    assert got.shape == x.shape
+    largest = max(1.0, float(expected.abs().max()))
+    tolerance = {torch.float32: 4e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}[x.dtype] * largest
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The kernels
+
+
+def nhwc(operator):
+    """Describe the same operator for tensors that lie as (N, H, W, C), so that guard zones surround them."""
+
+    def nchw(tensor):
+        return None if tensor is None else tensor.permute(0, 3, 1, 2)
+
+    def turned(tensor):
+        return None if tensor is None else tensor.permute(0, 2, 3, 1).contiguous()
+
+    def turn(function):
+        return lambda x, weight, bias, residual, *more: turned(function(nchw(x), weight, bias, nchw(residual), *more))
+
+    def turn_case(case):
+        def make(generator, dtype):
+            x, weight, bias, residual, *more = case.make(generator, dtype)
+            return turned(x), weight, bias, turned(residual), *more
+
+        return replace(case, make=make)
+
+    return replace(
+        operator,
+        reference=turn(operator.reference),
+        pytorch=turn(operator.pytorch),
+        cases=tuple(turn_case(case) for case in operator.cases),
+        launch=lambda x, weight, bias, residual, relu, eps, out: norm._launch_pixels(
+            x, weight, bias, residual, out, eps, relu
+        ),
+    )
+
+
+@each_dtype
+def test_the_norm_alone_is_right(dtype):
+    assert check("instance_norm", norm.OPERATOR.launch, dtype=dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("operator", [norm.FUSED, nhwc(norm.FUSED)], ids=["NCHW", "NHWC"])
+def test_everything_fused_is_right(operator, dtype):
+    assert check(operator, operator.launch, dtype=dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("operator", [norm.FUSED, nhwc(norm.FUSED)], ids=["NCHW", "NHWC"])
+def test_pieces_of_planes_are_right(operator, dtype, in_pieces, launched):
+    assert check(operator, operator.launch, dtype=dtype)
+    assert any("statistics" in name for name in launched)
+
+
+def test_mean_4000_deviation_half_is_right_to_a_few_units(in_pieces):
+    """PyTorch's own error there is 5e-4."""
+    x = (torch.randn(1, 2, 150, 151, generator=torch.Generator().manual_seed(1)) * 0.5 + 4000).to(DEVICE)
+    out = torch.empty_like(x)
+    norm.launch(x, out)
+    hold(out, x)
+
+
+@each_dtype
+def test_a_constant_plane_gives_exactly_the_bias(dtype, in_pieces):
+    x = torch.tensor([0.1, 4000.3, -7e-3], device=DEVICE).to(dtype).view(1, 3, 1, 1).expand(2, 3, 37, 41).contiguous()
+    _, weight, bias, _ = tensors_of(x.shape, dtype)
+    for value in (x, x.contiguous(memory_format=LAST)):
+        out = torch.empty_like(value)
+        norm.launch_fused(value, weight, bias, None, False, norm.EPS, out)
+        assert torch.equal(out, bias.view(1, 3, 1, 1).expand_as(out))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
+    offsets=st.tuples(*[st.integers(0, 8)] * 3),
+    dtype=st.sampled_from(norm.DTYPES),
+    present=st.tuples(*[st.booleans()] * 4),
+    last=st.booleans(),
+    pieces=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, pieces, seed):
+    """Every array has its own distance from a multiple of 16 bytes, and lies between margins of NaN."""
+    *given, relu = present
+    x, *more = tensors_of(shape, dtype, seed)
+    x = x + 10
+    weight, bias, residual = (value if here else None for value, here in zip(more, given, strict=True))
+    laid = [value.permute(0, 2, 3, 1) if last and value is not None else value for value in (x, residual)]
+    arrays = [torch.full((x.numel() + 16,), torch.nan, dtype=dtype, device=DEVICE) for _ in range(3)]
+    inner = [array[offset : offset + x.numel()] for array, offset in zip(arrays, offsets, strict=True)]
+    for view, value in zip(inner, laid, strict=False):
+        if value is not None:
+            view.copy_(value.reshape(-1))
+    views = [view.view(laid[0].shape) for view in inner]
+    with pytest.MonkeyPatch.context() as patch:
+        if pieces:
+            patch.setattr(norm, "SMALL_PLANE_BYTES", 0)
+            patch.setattr(norm, "multiprocessors", lambda device: 500)
+        run = norm._launch_pixels if last else norm._launch_planes
+        run(views[0], weight, bias, None if residual is None else views[1], views[2], norm.EPS, relu)
+    got = views[2].permute(0, 3, 1, 2) if last else views[2]
+    hold(got, x, weight, bias, residual, relu)
+    assert arrays[2].isnan().sum() == 16
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_it_compiles_for_each_card_without_flushing_denormals_or_spilling(arch):
+    module = compile_cuda("instance_norm.cu", arch=arch)
+    assert len(module.kernels) == 15
+    assert not module.warnings
+    assert ".ftz" not in module.ptx
+    for name in module.kernels:
+        resources = module.kernel(name).resources
+        assert resources.local == 0, name
+        wide, resident = (256, norm.APPLIED_RESIDENT) if "nhwc_apply" in name else (256, norm.MEASURED_RESIDENT)
+        if "nhwc" not in name:
+            wide, resident = (512, norm.PIECES_RESIDENT)
+        assert resources.occupancy(wide).blocks >= resident, name
+    bodies = module.ptx.split(".entry ")[1:]
+    assert all("ld.global.nc.v4" in body or "ld.global.v4" in body for body in bodies)
+
+
+@each_dtype
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_cards_code_runs_in_the_emulator(arch, dtype):
+    kernel = compile_cuda("instance_norm.cu", arch=arch).kernel(f"instance_norm_{str(dtype).removeprefix('torch.')}")
+    x, weight, bias, residual = (value.cpu() for value in tensors_of((2, 3, 11, 13), dtype))
+    out = torch.full_like(x, torch.nan)
+    kernel.emulate(6, 64, (x, weight, bias, residual, out, 3, 143, norm.EPS, 1))
+    hold(out, x, weight, bias, residual, True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The rule for the launch shape, for the 132 multiprocessors of an H200
+
+
+@pytest.mark.parametrize(
+    ("planes", "side", "itemsize", "pieces"),
+    [(32, 1024, 4, 8), (64, 512, 4, 4), (128, 256, 4, 1), (1024, 128, 2, 1), (1024, 256, 2, 1), (3, 64, 4, 1)],
+)
+def test_planes_stay_whole_where_they_fill_the_card(planes, side, itemsize, pieces):
+    threads, length, got = norm.pieces_of_planes(planes, side * side, itemsize, 132)
+    assert got == pieces
+    assert pieces == 1 or 0.9 * 132 * norm.PIECES_RESIDENT <= planes * pieces <= 132 * norm.PIECES_RESIDENT
+    assert (pieces - 1) * length < side * side <= pieces * length
+    assert 32 <= threads <= norm.MAX_THREADS
+    assert threads % 32 == 0
+
+
+@settings(max_examples=200)
+@given(
+    outer=st.integers(1, 5000),
+    channels=st.integers(1, 2000),
+    size=st.integers(1, 2**29),
+    wide=st.booleans(),
+    processors=st.integers(1, 200),
+)
+def test_pieces_cover_every_plane(outer, channels, size, wide, processors):
+    threads, length, pieces = norm.pieces_of_planes(outer, size, 4 if wide else 2, processors)
+    assert (pieces - 1) * length < size <= pieces * length
+    assert threads & (threads - 1) == 0
+    lanes = (4 if wide else 8) if channels % 8 == 0 else 1
+    tiles, length, pieces = norm.pieces_of_pixels(outer, channels, size, lanes, 2 * processors)
+    assert (pieces - 1) * length < size <= pieces * length
+    assert tiles * norm.PIXEL_THREADS >= channels > (tiles - 1) * (norm.PIXEL_THREADS - lanes)
+
+
+def test_the_cost_is_each_tensor_once():
+    x, weight, bias, residual = tensors_of((2, 5, 10, 10), torch.float16)
+    assert norm.OPERATOR.cost(x) == ops.Cost(bytes=4000, flops=6000)
+    assert norm.FUSED.cost(x, weight, bias, residual, True, 1e-5) == ops.Cost(bytes=6020, flops=10000)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The function: the kernel where it applies, else PyTorch
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(2, 8, 9, 7), (2, 3, 50), (1, 2, 3, 4, 5)], ids=str)
+def test_the_kernel_runs_on_its_device(shape, dtype, on_the_kernels_device, launched):
+    x, weight, bias, residual = tensors_of(shape, dtype)
+    hold(ops.instance_norm(x), x)
+    hold(ops.instance_norm(x, weight, bias, 1e-3, True, residual), x, weight, bias, residual, True, 1e-3)
+    hold(ops.instance_norm(x, bias=bias), x, bias=bias)
+    assert launched == [f"instance_norm_{str(dtype).removeprefix('torch.')}"] * 3
+
+
+def test_channels_last_stays_channels_last(on_the_kernels_device, launched):
+    x, weight, bias, residual = tensors_of((2, 8, 9, 7))
+    x, residual = (value.to(memory_format=LAST) for value in (x, residual))
+    out = ops.instance_norm(x, weight, bias, relu=True, residual=residual)
+    assert out.is_contiguous(memory_format=LAST)
+    assert launched == ["instance_norm_nhwc_statistics_float32", "instance_norm_nhwc_apply_float32"]
+    hold(out, x, weight, bias, residual, True)
+
+
+def test_a_cpu_tensor_goes_to_pytorch(monkeypatch, launched):
+    monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
+    x, weight, bias, residual = (value.cpu() for value in tensors_of((2, 3, 5, 7)))
+    assert torch.equal(ops.instance_norm(x), functional.instance_norm(x))
+    hold(ops.instance_norm(x, weight, bias, 0.1, True, residual), x, weight, bias, residual, True, 0.1)
+    assert not launched
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param(lambda x: x.double(), id="float64"),
+        pytest.param(lambda x: x[..., ::2], id="strided"),
+        pytest.param(lambda x: x.transpose(0, 1), id="transposed"),
+        pytest.param(lambda x: x.clone().requires_grad_(), id="gradients"),
+    ],
+)
+def test_what_the_kernel_does_not_take_goes_to_pytorch(prepare, on_the_kernels_device, launched):
+    x = prepare(torch.randn(3, 4, 6, 8, device=DEVICE))
+    assert torch.equal(ops.instance_norm(x), functional.instance_norm(x))
+    assert not launched
+
+
+def test_gradients_are_pytorchs(on_the_kernels_device, launched):
+    tensors = [value.double().requires_grad_() for value in tensors_of((2, 3, 4, 5))]
+
+    def fused(x, weight, bias, residual):
+        return ops.instance_norm(x, weight, bias, residual=residual)
+
+    assert torch.autograd.gradcheck(fused, tensors)
+    x, weight, bias, _ = tensors_of((2, 3, 4, 5))
+    assert ops.instance_norm(x, weight.requires_grad_(), bias).requires_grad
+    assert not launched
+    with torch.no_grad():
+        hold(ops.instance_norm(x, weight, bias), x, weight, bias)
+    assert launched
+
+
+def test_transformations_see_the_operation(on_the_kernels_device, launched):
+    x, tangent = torch.randn(2, 3, 4, 5, 6, device=DEVICE)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        moved = torch.autograd.forward_ad.unpack_dual(ops.instance_norm(dual)).tangent
+        assert moved is not None
+    assert torch.allclose(torch.func.jvp(ops.instance_norm, (x,), (tangent,))[1], moved)
+    mapped = torch.func.vmap(ops.instance_norm)(torch.stack([x, tangent]))
+    assert torch.allclose(mapped[0], functional.instance_norm(x), atol=1e-6)
+    traced = torch.jit.trace(ops.instance_norm, (x,), check_trace=False)
+    assert torch.allclose(traced(tangent), functional.instance_norm(tangent), atol=1e-6)
+    assert not launched
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def test_tensors_that_do_not_belong_together(on_the_kernels_device):
+    x, weight, _, residual = tensors_of((2, 3, 5, 7))
+    with pytest.raises(ValueError, match=r"instance_norm: weight has shape \(2,\), and x has 3 channels"):
+        ops.instance_norm(x, weight[:2])
+    with pytest.raises(TypeError, match="instance_norm: bias must be a torch tensor, not float"):
+        ops.instance_norm(x, weight, 1.0)
+    with pytest.raises(ValueError, match=r"instance_norm: residual has shape \(2, 3, 5, 1\)"):
+        ops.instance_norm(x, residual=residual[..., :1])
+    with pytest.raises(ValueError, match=r"instance_norm: x must be \(N, C, ...\)"):
+        ops.instance_norm(weight)
+    with pytest.raises(ValueError, match="Expected more than 1 spatial element"):
+        ops.instance_norm(x[:, :, :1, :1].contiguous())

@@ -102,9 +102,8 @@ def test_the_norm_alone_is_right(dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("operator", [norm.FUSED, nhwc(norm.FUSED)], ids=["NCHW", "NHWC"])
-def test_everything_fused_is_right(operator, dtype):
-    assert check(operator, operator.launch, dtype=dtype)
+def test_everything_fused_is_right(dtype):
+    assert check(norm.FUSED, norm.FUSED.launch, dtype=dtype)
 
 
 @each_dtype
@@ -132,7 +131,7 @@ def test_a_constant_plane_gives_exactly_the_bias(dtype, in_pieces):
         assert torch.equal(out, bias.view(1, 3, 1, 1).expand_as(out))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
     offsets=st.tuples(*[st.integers(0, 8)] * 3),

@@ -34,7 +34,8 @@ from styleforge_lib.runtime.resources import Resources, parse_ptxas
 CACHE_FORMAT = 1  # raised when what an entry holds changes
 FIXED_OPTIONS = ("-std=c++17", "-lineinfo")
 PTXAS_REPORT = "--ptxas-options=-v"
-# Since 12.9 NVRTC keeps a cache of its own where there is a driver, and a program that comes from it has no report.
+# NVRTC knows this option since 12.9. On a GPU a text that was compiled a second time, but for a macro, once came back
+# without the report of ptxas; a cache of NVRTC's own is the likely reason, and we have ours.
 NO_CACHE = "--no-cache"
 
 

@@ -32,7 +32,9 @@ def on_the_kernels_device(monkeypatch):
 def launched(monkeypatch):
     """Collect the names of the kernels that are launched."""
     names, call = [], Kernel.__call__
-    monkeypatch.setattr(Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args)))
+    monkeypatch.setattr(
+        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
+    )
     return names
 
 

@@ -134,6 +134,7 @@ PLANS = {
     # The lessons
     "relu_unguarded": Plan(sizes=WHOLE, why="no guard: right in whole blocks only"),
     "relu_vector": Plan(why="aligned arrays only, as its launcher sees to"),
+    "nothing": Plan(sizes=(256,), why="has no parameters: it is launched, and there is nothing to compare"),
     # The probes: integers
     "integer_arithmetic": Plan(rows={"out": 14}),
     "integer_bits": Plan(rows={"out": 9}),

@@ -9,7 +9,7 @@ WORKERS ?= 2
 # nbval compares what a cell writes to stderr too, and a progress bar appears there on a slow machine: TQDM_DISABLE.
 NBVAL   = --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-.PHONY: help lab test lint format bench gpu notebooks pages clean
+.PHONY: help lab test lint format bench gpu ncu notebooks pages clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ bench: $(VENV)/.test ## on a GPU: measure the peers and append to records/
 gpu: $(VENV)/.test ## on a GPU: every trap of launching, and every kernel against the emulator
 	$(BIN)/python tools/check_gpu.py --json records/check_gpu.json
 	$(BIN)/python tools/compare_devices.py --json records/compare_devices.json
+
+ncu: $(VENV)/.test ## on a GPU with Nsight Compute: the x-ray's counts against the profiler's
+	$(BIN)/python tools/compare_ncu.py
 
 notebooks: $(VENV)/.test ## execute the notebooks and store their outputs
 	$(BIN)/python tools/execute_notebooks.py $(ARGS)

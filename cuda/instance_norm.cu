@@ -97,7 +97,8 @@ __device__ Moments gather(const T* x, long long count) {
     return m;
 }
 
-// Write `count` numbers that lie together, all of one plane.
+// Write `count` numbers that lie together, all of one plane: from the last to the first, because the L2 cache holds
+// what was read last.
 template <typename T>
 __device__ void write(const T* x, const T* residual, T* out, long long count, const Ending<T>& ending, Moments m,
                       long long channel) {
@@ -115,7 +116,8 @@ __device__ void write(const T* x, const T* residual, T* out, long long count, co
     float one[1], other[1], some[LANES<T>], others[LANES<T>];
     for (long long i = threadIdx.x; i < span.head; i += blockDim.x) move(i, one, other);
 #pragma unroll 4
-    for (long long i = threadIdx.x; i < span.vectors; i += blockDim.x) move(span.head + i * LANES<T>, some, others);
+    for (long long i = span.vectors - 1 - threadIdx.x; i >= 0; i -= blockDim.x)
+        move(span.head + i * LANES<T>, some, others);
     for (long long i = span.tail + threadIdx.x; i < count; i += blockDim.x) move(i, one, other);
 }
 
@@ -244,7 +246,7 @@ __device__ void pixel_apply(const T* x, const Moments* partial, const Ending<T>&
     }
     const long long start = at.image * size * channels + at.channel + at.unit * COUNT;
 #pragma unroll 4
-    for (long long p = at.first + at.row; p < at.last; p += at.rows) {
+    for (long long p = at.last - 1 - at.row; p >= at.first; p -= at.rows) {  // backwards, as in `write`
         const long long i = start + p * channels;
         load(x + i, value);
         if (residual) load(residual + i, added);

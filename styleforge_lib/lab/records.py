@@ -24,7 +24,8 @@ class Measurement:
     """One measured operation. Times in milliseconds, ``bytes`` and ``flops`` of one call, empty where unknown.
 
     ``method`` says how it was timed: ``cold`` (L2 flushed before every call, events around it), ``warm`` (back to
-    back), ``inside`` (a stage within the running network, by the profiler) or ``host`` (what the call costs the CPU).
+    back), ``graph`` (replays of a CUDA graph of several calls, back to back), ``inside`` (a stage within the running
+    network, by the profiler) or ``host`` (what the call costs the CPU).
     ``rel_error`` is ||out - ref|| / ||ref|| against float64, ``psnr_db`` the same as a picture (peak 255).
     ``run`` is common to what was measured together: only rows of one run are compared.
     """

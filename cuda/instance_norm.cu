@@ -97,6 +97,17 @@ __device__ Moments gather(const T* x, long long count) {
     return m;
 }
 
+// (A generic lambda would do, but NVRTC 13.0 takes it for a function of the host.)
+template <int COUNT, typename T>
+__device__ void write_some(const T* x, const T* residual, T* out, const Ending<T>& ending, float mean, float scale,
+                           float shift) {
+    float value[COUNT], added[COUNT];
+    load(x, value);
+    if (residual) load(residual, added);
+    for (int k = 0; k < COUNT; k++) value[k] = ending(value[k], mean, scale, shift, residual ? added[k] : 0.0f);
+    store(out, value);
+}
+
 // Write `count` numbers that lie together, all of one plane: from the last to the first, because the L2 cache holds
 // what was read last.
 template <typename T>
@@ -105,20 +116,17 @@ __device__ void write(const T* x, const T* residual, T* out, long long count, co
     float mean, scale, shift;
     ending.prepare(m, channel, mean, scale, shift);
     const Span span = residual ? Span(count, x, out, residual) : Span(count, x, out);
-    const auto move = [&](long long i, auto& value, auto& added) {
-        constexpr int COUNT = sizeof(value) / sizeof(float);
-        load(x + i, value);
-        if (residual) load(residual + i, added);
-        for (int k = 0; k < COUNT; k++)
-            value[k] = ending(value[k], mean, scale, shift, residual ? added[k] : 0.0f);
-        store(out + i, value);
+    const auto single = [&](long long begin, long long end) {
+        for (long long i = begin + threadIdx.x; i < end; i += blockDim.x)
+            write_some<1>(x + i, residual ? residual + i : residual, out + i, ending, mean, scale, shift);
     };
-    float one[1], other[1], some[LANES<T>], others[LANES<T>];
-    for (long long i = threadIdx.x; i < span.head; i += blockDim.x) move(i, one, other);
+    single(0, span.head);
 #pragma unroll 4
-    for (long long i = span.vectors - 1 - threadIdx.x; i >= 0; i -= blockDim.x)
-        move(span.head + i * LANES<T>, some, others);
-    for (long long i = span.tail + threadIdx.x; i < count; i += blockDim.x) move(i, one, other);
+    for (long long v = span.vectors - 1 - threadIdx.x; v >= 0; v -= blockDim.x) {
+        const long long i = span.head + v * LANES<T>;
+        write_some<LANES<T>>(x + i, residual ? residual + i : residual, out + i, ending, mean, scale, shift);
+    }
+    single(span.tail, count);
 }
 
 template <typename T>
@@ -189,6 +197,14 @@ struct Place {
     }
 };
 
+// Take in MANY pixels. Every lane counts the same numbers, so n is kept once and each lane starts from it.
+template <int COUNT, int MANY>
+__device__ void add_pixels(float& n, Mean (&mean)[COUNT], float (&m2)[COUNT], const float (&pixels)[COUNT][MANY]) {
+    float count;
+    for (int k = 0; k < COUNT; k++) add(count = n, mean[k], m2[k], pixels[k]);
+    n = count;
+}
+
 template <typename T, int COUNT>
 __device__ void pixel_statistics(const T* x, Moments* partial, int channels, long long size, long long length,
                                  int pieces, Moments* shared) {
@@ -197,12 +213,6 @@ __device__ void pixel_statistics(const T* x, Moments* partial, int channels, lon
         Mean mean[COUNT] = {};
         float n = 0.0f, m2[COUNT] = {};
         const T* mine = x + at.image * size * channels + at.channel + at.unit * COUNT;
-        // Every lane counts the same numbers, so n is kept once and each lane starts from it.
-        const auto take = [&](auto& pixels) {
-            float count;
-            for (int k = 0; k < COUNT; k++) add(count = n, mean[k], m2[k], pixels[k]);
-            n = count;
-        };
         float value[COUNT], several[COUNT][FLIGHT], single[COUNT][1];
         long long p = at.first + at.row;
         for (; p + (FLIGHT - 1) * at.rows < at.last; p += FLIGHT * at.rows) {
@@ -210,12 +220,12 @@ __device__ void pixel_statistics(const T* x, Moments* partial, int channels, lon
                 load(mine + (p + v * at.rows) * channels, value);
                 for (int k = 0; k < COUNT; k++) several[k][v] = value[k];
             }
-            take(several);
+            add_pixels(n, mean, m2, several);
         }
         for (; p < at.last; p += at.rows) {
             load(mine + p * channels, value);
             for (int k = 0; k < COUNT; k++) single[k][0] = value[k];
-            take(single);
+            add_pixels(n, mean, m2, single);
         }
         for (int k = 0; k < COUNT; k++)  // lane after lane, so that a warp's stores fall in different banks
             shared[at.row * at.width + k * at.tile + at.unit] = {n, mean[k], m2[k]};

@@ -249,8 +249,9 @@ def include_directories(version: tuple[int, int]) -> tuple[Path, ...]:
     if found is None:
         return ()
     directories = [found]
-    if not (found / "crt").is_dir():  # CUDA 12's wheels keep crt/ (mma.h needs it) with nvcc
-        directories += [path for wheel in wheels if (path := wheel / "cuda_nvcc" / "include").is_dir()]
+    if not (found / "crt").is_dir():  # mma.h needs it; CUDA 12's wheels keep it with nvcc, CUDA 13's in one of its own
+        elsewhere = [wheel / part / "include" for wheel in wheels for part in (f"cu{major}", "cuda_nvcc")]
+        directories += [path for path in elsewhere if (path / "crt").is_dir()][:1]
     if (found / "cccl").is_dir():
         directories.append(found / "cccl")
     elif not (found / "cuda" / "std").is_dir() and (cupy := importlib.util.find_spec("cupy")):

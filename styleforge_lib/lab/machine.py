@@ -17,10 +17,21 @@ class Machine:
     @classmethod
     def measured(cls) -> "Machine":
         """Return this machine's GPU if it has been measured, else the recorded one (``make bench`` measures)."""
-        rows = records.latest(operator="ceiling")
+        return cls._of(records.latest(operator="ceiling"), "no record of a GPU's ceilings")
+
+    @classmethod
+    def named(cls, name: str) -> "Machine":
+        """Return the recorded GPU whose name holds `name`, such as "H200"; LookupError lists those that there are."""
+        rows = [row for row in records.read() if row.operator == "ceiling"]
+        there = ", ".join(sorted({row.gpu for row in rows})) or "none"
+        found = [row for row in rows if name.lower() in row.gpu.lower()]
+        return cls._of(records.latest(found), f"no record of the ceilings of {name!r}; recorded GPUs: {there}")
+
+    @classmethod
+    def _of(cls, rows: "list[records.Measurement]", missing: str) -> "Machine":
         copies = [row for row in rows if row.version == "copy"]
         if not copies:
-            raise LookupError("no record of a GPU's ceilings: `make bench` on a GPU writes one")
+            raise LookupError(f"{missing}: `make bench` on a GPU writes one")
         rates = {row.dtype: row.tflops * 1e12 for row in rows if row.version == "matmul"}
         return cls(copies[0].gpu, copies[0].gbytes * 1e9, rates, copies[0].where)
 

@@ -21,17 +21,22 @@ from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
 
+from styleforge_lib.lab.machine import Machine
+from styleforge_lib.lab.roofline import Point, RooflineWidget, roofline
 from styleforge_lib.lab.xray_findings import Finding, advice, of_fault, of_race
 from styleforge_lib.lab.xray_table import as_html, as_text
+from styleforge_lib.lab.xray_timeline import draw_timeline
 from styleforge_lib.lab.xray_warp import draw_warp
 from styleforge_lib.runtime import Kernel
 from styleforge_lib.runtime.arguments import array, as_tuple
 from styleforge_lib.runtime.emulator import EmulatorFault, LineMetrics
-from styleforge_lib.runtime.emulator.addresses import AddressTrace
+from styleforge_lib.runtime.emulator.program import skew
+from styleforge_lib.runtime.emulator.timeline import TimelineTrace
 
 # A look costs up to twenty times a plain run, so that a large grid is sampled.
 SAMPLED_THREADS = 16384
 SAMPLED_BLOCKS = 64
+CACHES_MATTER = 0.05  # from here on the traffic with and without caches are two points of a roofline
 
 Index3 = tuple[int, int, int]
 
@@ -69,7 +74,7 @@ def xray(
         chosen = [_linear(one, grid3) for one in blocks]
         if not chosen:
             raise ValueError("blocks is empty: name at least one block, or leave it out")
-    trace, fault = AddressTrace(), None
+    trace, fault = TimelineTrace(), None
     try:
         kernel.emulate(grid, block, copies, shared_bytes=shared_bytes, blocks=chosen, trace=trace)
     except EmulatorFault as caught:
@@ -97,6 +102,8 @@ class XRay:
 
     kernel, grid, block: the launch. blocks: linear numbers of those looked at. source: the kernel's text.
     lines: {line: LineMetrics}, executed lines only; line 0 gathers what has no line of its own. total: their sum.
+    dram_bytes: {"load": ..., "store": ...}, bytes of the different sectors that these blocks read and wrote: what DRAM
+    moves at least, if every cache holds what it was given. intensity: floating-point operations for each such byte.
     races, faults: what is wrong. advice: what is right but asks for more than it needs. stopped: whether a fault ended
     the run, and the counts with it.
     """
@@ -113,6 +120,9 @@ class XRay:
         self.total = LineMetrics()
         for metrics in self.lines.values():
             self.total.add(metrics)
+        self.dram_bytes: dict[str, int] = trace.distinct_bytes
+        moved = sum(self.dram_bytes.values())
+        self.intensity = sum(self.total.flops.values()) / moved if moved else 0.0
         self.races: tuple[Finding, ...] = tuple(map(of_race, trace.races))
         self.faults: tuple[Finding, ...] = tuple(map(of_fault, [*trace.faults, *([fault] if fault else [])]))
         self.advice: tuple[Finding, ...] = tuple(advice({n: m for n, m in self.lines.items() if n}))
@@ -147,6 +157,54 @@ class XRay:
         number, warp = chosen[0]
         text = self.source.splitlines()[line - 1].strip()
         return draw_warp(self._trace.warp(line, number, warp), text, _index(number, self.grid), warp)
+
+    def roofline(self, gpu: str | Machine | None = None, *, milliseconds: float | None = None) -> RooflineWidget:
+        """Show the kernel's place under the ceilings of a GPU: the most that its arithmetic intensity allows there.
+
+        gpu: a part of a recorded GPU's name, such as "H200", or a Machine; left out, this machine's, else the recorded
+        one. milliseconds: how long the whole launch takes; the point then stands at the rate that was reached. Where
+        caches matter there are two points: every sector moved once, and every request moved (no cache at all).
+        ValueError: no floating-point operation or no global memory; LookupError: no record of that GPU.
+        """
+        machine = gpu if isinstance(gpu, Machine) else Machine.measured() if gpu is None else Machine.named(gpu)
+        count = sum(self.total.flops.values())
+        if not self.intensity:
+            lacks = "touched no global memory" if count else "executed no floating-point operation"
+            raise ValueError(
+                f"{self.kernel} {lacks}, so it has no place under a roofline; minimum, maximum, comparisons and "
+                "conversions count none"
+            )
+        precision = max(self.total.flops, key=self.total.flops.get)
+        dtype = "float16" if precision == "bfloat16" and precision not in machine.flops_per_s else precision
+        if dtype not in machine.flops_per_s:
+            raise ValueError(
+                f"{self.kernel} computes in {precision}, and the record of {machine.name} has ceilings for "
+                f"{', '.join(machine.flops_per_s)}"
+            )
+        whole = count * self.grid[0] * self.grid[1] * self.grid[2] / len(self.blocks)
+        points = []
+        uncached = count / (32 * self.total.sectors)
+        both = abs(uncached / self.intensity - 1) > CACHES_MATTER
+        for intensity, words in ((self.intensity, "each sector once"), (uncached, "no cache"))[: 1 + both]:
+            most = min(machine.flops_per_s[dtype], intensity * machine.bytes_per_s)
+            rate = most if milliseconds is None else whole / milliseconds * 1e3
+            label = self.kernel + (" at most" if milliseconds is None else "") + (f", {words}" if both else "")
+            points.append(Point(label, intensity, rate, dtype))
+        return roofline(points, machine)
+
+    def timeline(self, block: int | tuple[int, ...] | None = None) -> Figure:
+        """Draw what the warps of a block did in turn: executed, waited at a barrier, waited for a copy.
+
+        block: linear number or (x, y, z); left out, the first that was looked at. ValueError: it was not looked at.
+        """
+        number = self.blocks[0] if block is None else _linear(block, self.grid)
+        if number not in self.blocks:
+            raise ValueError(f"block {block} was not looked at: give xray(..., blocks=[{number}])")
+        try:
+            found = self._trace.timeline(number)
+        except LookupError:
+            raise ValueError(f"block {block} had not begun when the run ended at a fault") from None
+        return draw_timeline(found, self.kernel, _index(number, self.grid))
 
     def __str__(self) -> str:
         return as_text(self)
@@ -213,7 +271,8 @@ def _copies(kernel: Kernel, args) -> list:
         else:
             pieces.append([device, start, start + size, [one]])
     for _, start, end, members in pieces:
-        piece = _aligned(end - start, start)
+        first = next(args[position] for _, pointer, position, *_ in members if pointer == start)
+        piece = _placed(end - start, skew(first) if isinstance(first, np.ndarray) else start % 32)
         for _, pointer, position, content, dtype, shape in members:
             part = piece[pointer - start : pointer - start + content.size]
             part[:] = content
@@ -231,8 +290,6 @@ def _bytes(value) -> tuple[np.ndarray, np.dtype]:
     return value.reshape(-1).view(np.uint8), value.dtype
 
 
-def _aligned(size: int, like: int) -> np.ndarray:
-    """Return fresh bytes whose address lies to multiples of 32 as `like` does."""
-    memory = np.empty(size + 32, np.uint8)
-    skip = (like - memory.ctypes.data) % 32
-    return memory[skip : skip + size]
+def _placed(size: int, past: int) -> np.ndarray:
+    """Return fresh bytes that begin `past` bytes past what the emulator takes for a multiple of 32."""
+    return np.empty(size + past, np.uint8)[past:]

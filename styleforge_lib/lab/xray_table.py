@@ -18,7 +18,7 @@ from pathlib import Path
 
 from styleforge_lib.lab.roofline import quantity
 from styleforge_lib.lab.xray_findings import Finding, figure
-from styleforge_lib.runtime.emulator import LineMetrics
+from styleforge_lib.runtime.emulator import LineMetrics, Requests
 
 BAR_CELLS = 5
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -47,6 +47,12 @@ NOTE_WAYS = (
     "bytes a lane; shared: bytes asked for."
 )
 NOTE_LOCAL = "local: bytes of arrays and spilled registers that live in memory."
+NOTE_FLOP = (
+    "FLOP: sums, products, quotients and functions count one, fused multiply-adds two, matrix instructions 2*m*n*k; "
+    "its different sectors: each 32-byte piece that was read, and each that was written, counted once, which is what "
+    "DRAM moves at least."
+)
+DONE = {"load": "read", "store": "written", "atomic": "in atomics"}
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,14 @@ def _columns(total: LineMetrics) -> list[Column]:
         columns.append(Column("parted", lambda m: f"{m.parted:,} of {m.branches:,}" if m.parted else "", _parted_heat))
     if "global" in spaces:
         columns.append(Column("sectors (ideal)", _units_text("global"), _units_heat("global")))
-        columns.append(Column("moved", lambda m: _size(32 * m.sectors) if m.sectors else ""))
+        columns.append(Column("moved", _moved_text))
     if "shared" in spaces:
         columns.append(Column("ways (ideal)", _units_text("shared"), _units_heat("shared")))
         columns.append(Column("shared", _bytes_text("shared")))
     if "local" in spaces:
         columns.append(Column("local", _bytes_text("local")))
+    if total.flops:
+        columns.append(Column("FLOP", lambda m: quantity(sum(m.flops.values()), "").strip() if m.flops else ""))
     return columns
 
 
@@ -100,8 +108,18 @@ def _units_text(space: str) -> Callable[[LineMetrics], str]:
     return text
 
 
+def _moved_text(metrics: LineMetrics) -> str:
+    return _by_verb({verb: 32 * asked.units for (of, verb), asked in metrics.accesses.items() if of == "global"})
+
+
 def _bytes_text(space: str) -> Callable[[LineMetrics], str]:
-    return lambda metrics: _size(metrics.bytes[space]) if metrics.bytes.get(space) else ""
+    return lambda metrics: _by_verb({v: asked.bytes for (of, v), asked in metrics.accesses.items() if of == space})
+
+
+def _by_verb(sizes: dict[str, int]) -> str:
+    """Write sizes; where a line both loads and stores, each with its verb."""
+    parts = [(verb, _size(size)) for verb, size in sorted(sizes.items()) if size]
+    return parts[0][1] if len(parts) == 1 else VERB_BREAK.join(f"{verb} {size}" for verb, size in parts)
 
 
 def _size(count: int) -> str:
@@ -181,26 +199,38 @@ def _sums(xray) -> str:
     total = xray.total
     parts = [f"{total.instructions:,} warp instructions, {figure(total.active_lanes)} lanes active on average"]
     if total.sectors:
-        asked = total.bytes.get("global", 0)
-        parts.append(f"global memory: {_size(asked)} asked for, {_size(32 * total.sectors)} moved")
+        asked = [
+            f"{_size(a.bytes)} {DONE[verb]} ({_size(32 * a.units)} moved)" for verb, a in _of_space(total, "global")
+        ]
+        parts.append(f"global memory: {', '.join(asked)}")
     if total.shared_requests:
         fewest = "the fewest possible" if total.ways <= total.ideal_ways else f"where {total.ideal_ways:,} would do"
-        asked = _size(total.bytes["shared"])
-        parts.append(f"shared memory: {asked} in {total.ways:,} passes over the banks, {fewest}")
+        asked = [f"{_size(a.bytes)} {DONE[verb]}" for verb, a in _of_space(total, "shared")]
+        parts.append(f"shared memory: {', '.join(asked)} in {total.ways:,} passes over the banks, {fewest}")
     if total.bytes.get("local"):
-        parts.append(f"local memory: {_size(total.bytes['local'])}")
+        asked = [f"{_size(a.bytes)} {DONE[verb]}" for verb, a in _of_space(total, "local")]
+        parts.append(f"local memory: {', '.join(asked)}")
+    if total.flops:
+        done = [f"{quantity(count, 'FLOP')} in {precision}" for precision, count in sorted(total.flops.items())]
+        over = f", {figure(xray.intensity)} for each byte of its different sectors" if xray.intensity else ""
+        parts.append(f"arithmetic: {', '.join(done)}{over}")
     return "; ".join(parts) + "."
+
+
+def _of_space(total: LineMetrics, space: str) -> list[tuple[str, Requests]]:
+    return [(verb, asked) for (of, verb), asked in sorted(total.accesses.items()) if of == space]
 
 
 def _notes(xray) -> list[str]:
     spaces = {space for space, _ in xray.total.accesses}
     notes = ["lanes: how many of 32 took part, on average."]
     notes += [NOTE_PARTED] if xray.total.parted else []
-    return notes + [
+    notes += [
         note
         for space, note in (("global", NOTE_SECTORS), ("shared", NOTE_WAYS), ("local", NOTE_LOCAL))
         if space in spaces
     ]
+    return notes + ([NOTE_FLOP] if xray.total.flops else [])
 
 
 def _lineless(xray) -> list[Finding]:

@@ -1,5 +1,6 @@
 """xray(): known sectors, ways and lanes, faults and races at their lines, the table, and the pictures."""
 
+import itertools
 import re
 import sys
 from html.parser import HTMLParser
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from styleforge_lib import lab
+from styleforge_lib.lab.machine import Machine
 from styleforge_lib.lab.xray import XRay, sample_blocks, xray
 from styleforge_lib.lab.xray_warp import bank_passes, sector_count
 from styleforge_lib.runtime import compile_cuda
+from styleforge_lib.runtime.emulator import Trace
+from styleforge_lib.runtime.emulator.arithmetic import flops
+from styleforge_lib.runtime.emulator.parse import Instruction
 
 LINE = 3  # of the body in `kernel`
 
@@ -79,7 +85,8 @@ def test_loads_and_stores_of_one_line_are_told_apart():
     assert [f.sentence.partition(" touches")[0] for f in found.advice] == ["line 3: a global store"]
     assert "load 4 (4), store 32 (4)" in str(found)
     assert found.total.bytes == {"global": 256}
-    assert "256 B asked for, 1.15 kB moved" in str(found)
+    assert "128 B read (128 B moved), 128 B written (1.02 kB moved)" in " ".join(str(found).split())
+    assert "load 128 B, store 1.02 kB" in str(found)
 
 
 # --- banks ------------------------------------------------------------------------------------------------------------
@@ -318,8 +325,20 @@ def test_arrays_that_share_memory_share_it_in_the_copy():
 
 def test_a_view_keeps_its_alignment():
     x = torch.zeros(100)
-    found = xray(kernel("y[t] = x[t];"), 1, 32, (x[1:], torch.zeros(32), 0))
-    assert found.lines[LINE].accesses["global", "load"].units == 5
+    for elements, sectors in ((0, 4), (1, 5), (4, 5), (8, 4)):  # a sector is eight floats
+        found = xray(kernel("y[t] = x[t];"), 1, 32, (x[elements:], torch.zeros(32), 0))
+        assert found.lines[LINE].accesses["global", "load"].units == sectors
+
+
+def test_a_numpy_array_begins_a_sector_as_on_a_gpu():
+    """Wherever malloc has put it; a view of it lies as far from a sector's start as from its array's."""
+    for more in range(20):
+        x, y = np.zeros(40 + 4 * more, np.float32), np.zeros(32, np.float32)
+        assert xray(kernel("y[t] = x[t];"), 1, 32, (x, y, 0)).total.sectors == 8
+        assert xray(kernel("y[t] = x[t];"), 1, 32, (x[4:], y, 0)).total.sectors == 9
+        trace = Trace()
+        kernel("y[t] = x[t];").only.emulate(1, 32, (x[4:], y, 0), trace=trace)
+        assert trace.lines()[LINE].sectors == 9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
@@ -365,6 +384,243 @@ def test_only_kernels_are_looked_at():
     assert isinstance(xray(two.kernel("b"), 1, 1, ()), XRay)
 
 
+# --- arithmetic and traffic -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "flops"),
+    [
+        ("y[t] = x[t] + 1;", {"float32": 1}),
+        ("y[t] = x[t] * x[t + 1] + x[t + 2];", {"float32": 2}),
+        ("y[t] = x[t] / x[t + 1];", {"float32": 1}),
+        ("y[t] = rsqrtf(x[t]);", {"float32": 1}),
+        ("y[t] = fmaxf(x[t], 0.0f);", {}),
+        ("y[t] = t + 3 * n;", {}),
+        ("y[t] = (double)x[t] * x[t + 1] + 1e-9;", {"float64": 2}),
+        ("((__half2*)y)[t] = __hfma2(((__half2*)x)[t], ((__half2*)x)[t + 1], ((__half2*)x)[t + 2]);", {"float16": 4}),
+        ("((__half*)y)[t] = ((__half*)x)[t] + ((__half*)x)[t + 1];", {"float16": 1}),
+        ("atomicAdd(y + t, x[t]);", {"float32": 1}),
+        ("if (t < 8) y[t] = x[t] + 1;", {"float32": 0.25}),
+    ],
+)
+def test_floating_point_operations(body, flops):
+    module = compile_cuda(
+        "#include <cuda_fp16.h>\n"
+        f'extern "C" __global__ void k(float* x, float* y, int n) {{ int t = threadIdx.x;\n{body}\n}}\n'
+    )
+    found = xray(module, 2, 32, (np.ones(128, np.float32), np.zeros(128, np.float32), 5))
+    assert found.total.flops == {precision: 64 * count for precision, count in flops.items()}
+    assert ("FLOP" in str(found)) == bool(flops)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", ("float16", 2 * 16 * 8 * 16 / 32)),
+        ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", ("tf32", 2 * 16 * 8 * 8 / 32)),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", ("bfloat16", 2 * 16 * 8 * 16 / 32)),
+        ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", None),
+        ("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32", ("float16", 2 * 16 * 16 * 16 / 32)),
+        ("wmma.load.a.sync.aligned.row.m16n16k16.f16", None),
+        ("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16", ("float16", 2 * 64 * 128 * 16 / 128)),
+        ("fma.rn.f32", ("float32", 2)),
+        ("fma.rn.bf16x2", ("bfloat16", 4)),
+        ("mad.lo.s32", None),
+        ("add.s64", None),
+        ("min.f32", None),
+        ("cvt.rn.f16.f32", None),
+        ("red.global.add.f32", ("float32", 1)),
+        ("atom.global.exch.b32", None),
+    ],
+)
+def test_operations_of_an_instruction(instruction, expected):
+    opcode, *words = instruction.split(".")
+    assert flops(Instruction(opcode, tuple(words), ())) == expected
+
+
+def test_a_matrix_product_counts_its_shape():
+    text = """#include <mma.h>
+extern "C" __global__ void product(const __half* a, const __half* b, float* c) {
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major> left;
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __half, nvcuda::wmma::row_major> right;
+  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum;
+  nvcuda::wmma::fill_fragment(sum, 0.0f);
+  nvcuda::wmma::load_matrix_sync(left, a, 16);
+  nvcuda::wmma::load_matrix_sync(right, b, 16);
+  nvcuda::wmma::mma_sync(sum, left, right, sum);
+  nvcuda::wmma::store_matrix_sync(c, sum, 16, nvcuda::wmma::mem_row_major);
+}
+"""
+    half = torch.ones(16, 16, dtype=torch.float16)
+    found = xray(compile_cuda(text), 1, 32, (half, half.clone(), torch.zeros(16, 16)))
+    assert found.total.flops == {"float16": 2 * 16**3}
+    assert found.dram_bytes == {"load": 2 * 512, "store": 1024}
+    assert found.intensity == 2 * 16**3 / 2048
+
+
+def test_bytes_that_dram_moves_at_least():
+    found = look("y[t] = x[8 * t] + x[8 * t + 1];", block=64, grid=2)  # both blocks the same
+    assert found.dram_bytes == {"load": 64 * 32, "store": 256}
+    assert found.total.sectors * 32 == 2 * (2 * 64 * 32 + 256), "moved without caches: by each request"
+    assert found.intensity == 128 / (64 * 32 + 256)
+    found = look("atomicAdd(y + t % 8, x[0]);")
+    assert found.dram_bytes == {"load": 64, "store": 32}, "an atomic reads and writes its sector"
+    x = torch.zeros(64)
+    found = xray(kernel("y[t] = x[t + 1] + 1;"), 1, 32, (x[1:], torch.zeros(64), 0))
+    assert found.dram_bytes == {"load": 5 * 32, "store": 128}, "a view begins inside a sector"
+
+
+# --- the roofline -----------------------------------------------------------------------------------------------------
+
+GPU = Machine("a card", 1e12, {"float32": 2e13, "float16": 1e14}, "somewhere")
+
+
+def test_a_kernel_stands_on_the_roof():
+    found = look("y[t] = x[t] + 1;")
+    widget = found.roofline(GPU)
+    (point,) = widget.drawing["points"]
+    assert point["label"] == "k at most"
+    assert "125 GFLOP/s at 0.125 FLOP/byte is 100 %" in point["words"]
+    (point,) = found.roofline(GPU, milliseconds=1e-6).drawing["points"]
+    assert point["label"] == "k"
+    assert "32.0 GFLOP/s at 0.125 FLOP/byte is 25.6 %" in point["words"]
+
+
+def test_a_sampled_launch_is_scaled_to_the_whole():
+    found = look("y[32 * blockIdx.x + t] = x[32 * blockIdx.x + t] + 1;", grid=100, blocks=[0, 1])
+    (point,) = found.roofline(GPU, milliseconds=1e-3).drawing["points"]
+    assert "3.20 GFLOP/s" in point["words"]
+
+
+def test_caches_make_two_points():
+    found = look("float v = x[t];\nfor (int i = 0; i < 8; i++) v = v * x[i] + 1;\ny[t] = v;", block=1024)
+    words = [point["words"] for point in found.roofline(GPU).drawing["points"]]
+    assert [w.partition(":")[0] for w in words] == ["k at most, each sector once", "k at most, no cache"]
+
+
+def test_a_recorded_gpu_is_found_by_its_name():
+    found = look("y[t] = x[t] + 1;")
+    assert "H200" in found.roofline("h200").machine["name"]
+    with pytest.raises(LookupError, match=r"ceilings of 'Voodoo2'; recorded GPUs: .*H200"):
+        found.roofline("Voodoo2")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("y[t] = fmaxf(x[t], 0.0f);", "executed no floating-point operation"),
+        ("__shared__ float s[32]; s[t] = t; float v = s[t] + 1; if (v < 0) __trap();", "touched no global memory"),
+        (
+            "y[t] = (double)x[t] * x[t] + 1e-9;",
+            "computes in float64, and the record of a card has ceilings for float32, float16",
+        ),
+    ],
+)
+def test_no_place_under_the_roof(body, says):
+    with pytest.raises(ValueError, match=says):
+        look(body).roofline(GPU)
+
+
+# --- the timeline -----------------------------------------------------------------------------------------------------
+
+IN_TURN = """float v = t;
+if (t < 32) for (int i = 0; i < 20; i++) v = v * x[i] + 1; // LONG
+__syncthreads(); // FIRST
+if (t % 32 < 8) v = v / x[t];
+__syncthreads(); // SECOND
+y[t] = v;"""
+
+
+def timeline_of(found, block=0):
+    return found._trace.timeline(block)
+
+
+def test_warps_wait_for_the_last_one():
+    found = look(IN_TURN, block=96, grid=2)
+    seen = timeline_of(found, 1)
+    assert [row.warp for row in seen.rows] == [0, 1, 2]
+    assert [line for _, line in seen.barriers] == [LINE + 2, LINE + 4]
+    first = seen.barriers[0][0]
+    assert [wait for wait in seen.rows[0].waits if wait.line == LINE + 2] == [], "the slowest waits for nobody"
+    for row in seen.rows[1:]:
+        (wait,) = (wait for wait in row.waits if wait.line == LINE + 2)
+        assert wait.end == first
+        assert wait.end - wait.start >= 20
+        assert {run.lanes for run in row.runs} >= {32, 8}
+    for row in seen.rows:
+        spans = sorted([*((r.start, r.end) for r in row.runs), *((w.start, w.end) for w in row.waits)])
+        assert spans[0][0] == 0
+        assert all(one[1] == two[0] for one, two in itertools.pairwise(spans)), "no gap and no overlap"
+    executed = sum(run.end - run.start for row in seen.rows for run in row.runs)
+    assert 2 * executed == found.total.instructions, "both blocks do the same"
+    assert seen.whole
+
+
+def test_copies_on_their_way():
+    text = """#include <cuda_pipeline.h>
+extern "C" __global__ void k(const float* x, float* y) {
+  __shared__ float s[2][32]; int t = threadIdx.x;
+  __pipeline_memcpy_async(s[0] + t, x + t, 4); __pipeline_commit(); // ONE
+  __pipeline_memcpy_async(s[1] + t, x + t, 4); __pipeline_commit(); // TWO
+  __pipeline_wait_prior(1);
+  y[t] = s[0][t];
+  __pipeline_wait_prior(LAST);
+  y[t] += s[0][t];
+}
+"""
+    one, two = line_of(text, "ONE"), line_of(text, "TWO")
+    for last, ends in ((0, True), (1, False)):
+        arguments = (np.ones(32, np.float32), np.zeros(32, np.float32))
+        seen = timeline_of(xray(compile_cuda(text, defines={"LAST": last}), 1, 32, arguments))
+        first, second = seen.rows[0].copies
+        assert (first.line, second.line) == (one, two)
+        assert first.start < second.start < first.end
+        assert (second.end is not None) == ends
+        if ends:
+            assert second.end > first.end
+
+
+def test_a_barrier_that_never_opens():
+    found = look("if (t < 32) {\n__syncthreads();\ny[t] = 1; }", block=64)
+    assert [f.kind for f in found.faults] == ["divergent barrier"]
+    waits = [row.waits for row in timeline_of(found).rows]
+    assert [(wait.end, wait.line) for wait in waits[0]] == [(None, LINE + 1)]
+    assert not waits[1]
+    assert "wait for ever" in drawn_text(found.timeline())
+
+
+def test_the_timeline_is_drawn():
+    figure = look(IN_TURN, block=96, grid=3).timeline((2, 0, 0))
+    words = drawn_text(figure)
+    assert isinstance(figure, Figure)
+    for part in ("k, block (2,0,0): 2 barriers", "warp 2", f"line {LINE + 2}", "It is not time", "waits at a barrier"):
+        assert part in words
+    assert "copies" not in words
+
+
+def drawn_text(figure):
+    figure.canvas.draw()
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_only_blocks_that_were_looked_at_have_a_timeline():
+    found = look(IN_TURN, block=32, grid=4, blocks=[3])
+    assert "block (3,0,0)" in drawn_text(found.timeline())
+    with pytest.raises(ValueError, match=r"block 1 was not looked at: give xray\(..., blocks=\[1\]\)"):
+        found.timeline(1)
+    with pytest.raises(ValueError, match="not in the grid"):
+        found.timeline(4)
+
+
+def test_a_long_run_keeps_its_beginning(monkeypatch):
+    monkeypatch.setattr("styleforge_lib.runtime.emulator.timeline.KEPT_BYTES", 3000)
+    found = look("float v = 0; for (int i = 0; i < n; i++) v += x[i & 31] * v;\ny[t] = v;", n=1000)
+    seen = timeline_of(found)
+    assert not seen.whole
+    assert 0 < seen.end < found.total.instructions
+    assert "only its beginning was kept" in drawn_text(found.timeline())
+
+
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 RELU = """extern "C" __global__ void relu(float* x, int n) {
@@ -377,14 +633,15 @@ GOLDEN = """\
 x-ray of relu: grid (2,1,1), block (64,1,1); all blocks looked at
 ✓ no race, no fault
 
-  line  instructions  lanes  parted                      sectors (ideal)  moved
-     1  █▋         8     32                                                      │ extern "C" __global__ void relu(float* x, int n) {
-     2  ████▏     20   30.6                                                      │   int i = blockIdx.x * 64 + threadIdx.x;
-     3  █▋         8     32  1 of 4                                              │   if (i < n)
-     4  █████     24     25          load 3.25 (3.25), store 3.25 (3.25)  832 B  │     x[i] = fmaxf(x[i], 0.0f);
-     5  █          5   25.6                                                      │ }
+  line  instructions  lanes  parted                      sectors (ideal)                    moved
+     1  █▋         8     32                                                                        │ extern "C" __global__ void relu(float* x, int n) {
+     2  ████▏     20   30.6                                                                        │   int i = blockIdx.x * 64 + threadIdx.x;
+     3  █▋         8     32  1 of 4                                                                │   if (i < n)
+     4  █████     24     25          load 3.25 (3.25), store 3.25 (3.25)  load 416 B, store 416 B  │     x[i] = fmaxf(x[i], 0.0f);
+     5  █          5   25.6                                                                        │ }
 
-65 warp instructions, 28.5 lanes active on average; global memory: 800 B asked for, 832 B moved.
+65 warp instructions, 28.5 lanes active on average; global memory: 400 B read (416 B moved), 400 B written
+(416 B moved).
 Counts are PTX-level: instructions of warps before ptxas merges, vectorises and predicates them; a GPU's
 profiler counts its own code.
 lanes: how many of 32 took part, on average. parted: warps that left a branch both ways. sectors: the 32-byte
@@ -516,7 +773,7 @@ def test_passes_serve_every_lane_once_and_no_bank_twice():
     from styleforge_lib.runtime.emulator.addresses import Visit
 
     for width in (1, 2, 4, 8, 16):
-        for _ in range(20):
+        for more in range(20):
             units = rng.integers(0, 200, 32)
             offsets = np.where(rng.random(32) < 0.8, units * width, -1)
             visit = Visit(1, "shared", "load", width, "s", tuple(offsets.tolist()), 0, 0)

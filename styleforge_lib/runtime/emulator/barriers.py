@@ -69,7 +69,7 @@ class Barriers:
         count = self._operand(operands[1], instruction, lanes) if len(operands) > 1 else None
         if lanes.is_full and number not in self.parked and count in (None, self.batch.universe.threads):
             if self.batch.trace is not None:
-                self.batch.trace.block_barrier(self.batch, None)
+                self.batch.trace.block_barrier(self.batch, None, None)
             if reduction:
                 self._reduced(reduction, lanes.expand(predicate), self.batch.universe.full)
             self.batch.go(target, lanes)
@@ -130,7 +130,7 @@ class Barriers:
             opened = self.batch.universe.from_mask(parked.mask & complete)
             self._reduced(parked.reduction, parked.predicate & parked.mask, opened)
         if self.batch.trace is not None:
-            self.batch.trace.block_barrier(self.batch, complete)
+            self.batch.trace.block_barrier(self.batch, complete, parked.mask & complete)
         places, parked.places = parked.places, {}
         parked.mask &= ~complete
         parked.arrived[complete] = 0

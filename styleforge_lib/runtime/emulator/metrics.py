@@ -1,9 +1,9 @@
 """Counts per source line, as a profiler would give them, at the level of PTX.
 
 `Trace` is handed to `Program.launch(trace=...)` and collects over launches. Per line: executed warp instructions,
-active lanes, 32-byte sectors per global request, passes ("ways") per shared-memory request, bytes; with the ideal
-beside each. It also holds what `races` finds. PTX counts are not machine-code counts: ptxas vectorises, predicates and
-spills.
+active lanes, floating-point operations, 32-byte sectors per global request, passes ("ways") per shared-memory request,
+bytes; with the ideal beside each. It also holds what `races` finds. PTX counts are not machine-code counts: ptxas
+vectorises, predicates and spills.
 
 Sources: CUDA C++ Best Practices Guide, "Coalesced Access to Global Memory" and "Shared Memory"; Nsight Compute's
 definitions of sectors per request and bank conflicts.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .arithmetic import flops
 from .faults import EmulatorFault, Race
 from .lanes import Lanes
 from .memory import Located, Memory, Site
@@ -65,6 +66,8 @@ class LineMetrics:
     ideal_ways: int = 0
     bytes: dict[str, int] = field(default_factory=dict)
     """Bytes that the lanes asked for, by space."""
+    flops: dict[str, int] = field(default_factory=dict)
+    """Floating-point operations, by precision ("float32", "tf32" ...); `arithmetic` says what counts as one."""
     accesses: dict[tuple[str, str], Requests] = field(default_factory=dict)
     """The same requests apart, by space and verb: ("global", "load"), ("shared", "store"), ("global", "atomic") ..."""
 
@@ -102,6 +105,8 @@ class LineMetrics:
         self.lanes += other.lanes
         self.branches += other.branches
         self.parted += other.parted
+        for precision, count in other.flops.items():
+            self.flops[precision] = self.flops.get(precision, 0) + count
         for (space, verb), requests in other.accesses.items():
             self.ask(space, verb, requests)
 
@@ -126,6 +131,7 @@ class Trace:
         self._parted: dict[tuple[int, int], int] = {}
         self._sites: dict[tuple[int, int, str], Requests] = {}
         self._plan_number = 0
+        self._touched: list[dict[tuple[int, str], np.ndarray]] = [{}]  # per launch: which sectors of which array
         self.detector: RaceDetector | None = None
 
     # --- called by the emulator ------------------------------------------------------------------------------------
@@ -135,6 +141,7 @@ class Trace:
         if plan not in self._plans:
             self._plans.append(plan)
         self._plan_number = self._plans.index(plan)
+        self._touched.append({})
         self.detector = RaceDetector(plan, launch, self) if self._detect else None
 
     def executed(self, batch, block: int, lanes: Lanes) -> None:
@@ -165,11 +172,23 @@ class Trace:
             counts.requests += found[0]
             counts.units += found[1]
             counts.ideal += found[2]
+        if space == "global":
+            self._touch(at, delta, site)
         if self.detector is not None:
             self.detector.access(memory, at, delta, site, values)
 
-    def block_barrier(self, batch, complete: np.ndarray | None) -> None:
-        """Note a barrier that opened, in some blocks or (None) in all."""
+    def _touch(self, at: Located, delta: int, site: Site) -> None:
+        """Remember which sectors of its array an access reads or writes."""
+        key = (at.region.base, site.verb)
+        touched = self._touched[-1].get(key)
+        start = at.region.base % (1 << SECTOR_SHIFT)
+        if touched is None:
+            touched = np.zeros((start + at.region.size >> SECTOR_SHIFT) + 1, bool)
+            self._touched[-1][key] = touched
+        touched[(at.offset + (start + delta)) >> SECTOR_SHIFT] = True
+
+    def block_barrier(self, batch, complete: np.ndarray | None, opened: np.ndarray | None) -> None:
+        """Note a barrier that opened, in some blocks or (None) in all; opened: the threads that it let go, or None."""
         if self.detector is not None:
             self.detector.block_barrier(complete)
 
@@ -179,6 +198,20 @@ class Trace:
             self.detector.warp_barrier(lanes)
 
     # --- results ---------------------------------------------------------------------------------------------------
+
+    @property
+    def distinct_bytes(self) -> dict[str, int]:
+        """Bytes of the different global sectors that a launch read and wrote, by verb, summed over launches.
+
+        As much as DRAM must deliver and take at least, if every cache held what it was given. An atomic does both.
+        """
+        result = {"load": 0, "store": 0}
+        for launch in self._touched:
+            for verb, others in (("load", ("load", "atomic")), ("store", ("store", "atomic"))):
+                for base in {base for base, of in launch if of in others}:
+                    parts = [launch[base, of] for of in others if (base, of) in launch]
+                    result[verb] += int(np.logical_or.reduce(parts).sum()) << SECTOR_SHIFT
+        return result
 
     def lines(self) -> dict[int, LineMetrics]:
         """Metrics by source line (0: instructions without one)."""
@@ -191,6 +224,8 @@ class Trace:
                 line = result.setdefault(plan.line_of(item.place), LineMetrics())
                 line.instructions += warps
                 line.lanes += lanes
+                if (found := flops(item)) is not None:
+                    line.flops[found[0]] = line.flops.get(found[0], 0) + round(found[1] * lanes)
             if block.kind == "branch":
                 line = result.setdefault(plan.line_of(block.last.place), LineMetrics())
                 line.branches += warps

@@ -329,9 +329,22 @@ def _dimensions(value: Sequence[int], what: str) -> tuple[int, int, int]:
 def _array_region(label: str, slot: int, value: np.ndarray) -> Region:
     if not value.flags.c_contiguous:
         raise ValueError(f"{label} must be C-contiguous: a kernel sees memory, not strides")
-    # The address keeps the array's own alignment, so that a view at an odd offset is misaligned here too.
-    start = value.__array_interface__["data"][0] & 15 if value.size else 0
-    return Region(label, slot_base(slot) + start, value.reshape(-1).view(np.uint8))
+    return Region(label, slot_base(slot) + skew(value), value.reshape(-1).view(np.uint8))
+
+
+def skew(value: np.ndarray) -> int:
+    """Return how many bytes past a multiple of 32 an array begins here: its address keeps its own alignment.
+
+    A view at an odd offset is thus misaligned here too. NumPy's own memory begins at multiples of 16, a GPU's at those
+    of 256: there, half a sector counts from the start of the array that the view belongs to.
+    """
+    if not value.size:
+        return 0
+    owner = value
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    address, start = (array.__array_interface__["data"][0] for array in (value, owner))
+    return address & 15 | (address - (start & 16 if owner.base is None else 0)) & 16
 
 
 def readable(name: str) -> str:

@@ -773,7 +773,7 @@ def test_passes_serve_every_lane_once_and_no_bank_twice():
     from styleforge_lib.runtime.emulator.addresses import Visit
 
     for width in (1, 2, 4, 8, 16):
-        for more in range(20):
+        for _ in range(20):
             units = rng.integers(0, 200, 32)
             offsets = np.where(rng.random(32) < 0.8, units * width, -1)
             visit = Visit(1, "shared", "load", width, "s", tuple(offsets.tolist()), 0, 0)

@@ -9,15 +9,32 @@ from __future__ import annotations
 
 import numpy as np
 
+from .bfloat16 import from_brain, to_bfloat
 
-def _pairs(operation):
-    """Lifts a float16 operation to two float16 in one 32-bit word."""
+_TINY = np.float32(2.0**-126)
+_NEVER_TINY = np.float32(2.0**-102)  # sums of numbers at least this large are zero or normal: multiples of 2^-125
 
-    def apply(old: np.ndarray, value: np.ndarray) -> np.ndarray:
-        old, value = np.ascontiguousarray(old), np.ascontiguousarray(value)
-        return operation(old.view(np.float16), value.view(np.float16)).astype(np.float16).view(old.dtype)
 
-    return apply
+def _halves(old: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Add two float16 in one 32-bit word to two others."""
+    old, value = np.ascontiguousarray(old), np.ascontiguousarray(value)
+    return (old.view(np.float16) + value.view(np.float16)).view(old.dtype)
+
+
+def _brains(old: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Add bfloat16, one or a pair in a 32-bit word."""
+    old, value = np.ascontiguousarray(old), np.ascontiguousarray(value)
+    total = from_brain(old.view(np.uint16)) + from_brain(value.view(np.uint16))
+    return to_bfloat(total, False).view(old.dtype)
+
+
+def _flushed(value: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(value) < _TINY, np.copysign(np.float32(0), value), value)
+
+
+def _add_flushed(old: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Add float32 as global memory does: subnormal numbers, found or made, become zero."""
+    return _flushed(_flushed(old) + _flushed(value))
 
 
 def _increment(old, limit):
@@ -42,8 +59,16 @@ STEPS = {
     "cas": lambda old, compare, value: np.where(old == compare, value, old),
     "inc": _increment,
     "dec": _decrement,
-    "add.f16x2": _pairs(np.add),
+    "add.f16x2": _halves,
+    "add.bf16": _brains,
+    "add.bf16x2": _brains,
+    "add.ftz": _add_flushed,
 }
+
+
+def flushes(found: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a float32 addition in global memory, which flushes subnormal numbers, could meet or make one."""
+    return any(((size < _NEVER_TINY) & (size != 0)).any() for size in (np.abs(found), np.abs(value)))
 
 
 def apply_atomic(data: np.ndarray, index: np.ndarray, operation: str, values: tuple, old_needed: bool):

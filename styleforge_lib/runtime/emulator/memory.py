@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .atomics import apply_atomic
+from .atomics import apply_atomic, flushes
 from .faults import EmulatorFault, plural
 from .lanes import ALL, Lanes
 
@@ -239,6 +239,10 @@ class Memory:
 
         raise self.fault("out of bounds", site, np.ones(lanes.shape, bool), lanes, tail)
 
+    def _read_only(self, at: Located, site: Site) -> EmulatorFault:
+        every = np.ones(at.lanes.shape, bool)
+        return self.fault("read only", site, every, at.lanes, lambda place: f"{at.region.name} is read-only memory")
+
     def check(self, at: Located, delta: int, width: int, site: Site) -> None:
         """Raise where an access leaves its region or is not aligned to its own width."""
         region = at.region
@@ -381,13 +385,7 @@ class Memory:
             return
         data, left_out = at.region.typed(dtype)
         if not data.flags.writeable:
-            raise self.fault(
-                "read only",
-                site,
-                np.ones(at.lanes.shape, bool),
-                at.lanes,
-                lambda place: f"{at.region.name} is read-only memory",
-            )
+            raise self._read_only(at, site)
         index = at.index(width.bit_length() - 1, left_out)
         skip = delta // width
         wide = width * len(values)
@@ -464,17 +462,43 @@ class Memory:
                 found = self.atomic(part, delta, operation, picked, dtype, site, True)
                 out[mask] = found
             return out
-        width = dtype.itemsize
-        self.check(at, delta, width, site)
-        lanes, region = at.lanes, at.region
+        self._begin_atomic(at, delta, operands, site)
+        return self._atomic(at, delta, operation, operands, dtype, old_needed)
+
+    def atomic_vector(self, at, delta: int, operation: str, operands: tuple, dtype: np.dtype, site: Site) -> tuple:
+        """Apply a read-modify-write to neighbouring elements, each by itself; returns what each lane found in each."""
+        if isinstance(at, Scattered):
+            out = tuple(np.empty(at.lanes.shape, dtype) for _ in operands)
+            for mask, part in at.parts:
+                picked = tuple(at.lanes.expand(value)[mask] for value in operands)
+                found = self.atomic_vector(part, delta, operation, picked, dtype, site)
+                for whole, value in zip(out, found, strict=True):
+                    whole[mask] = value
+            return out
+        self._begin_atomic(at, delta, operands, site)
+        places = range(delta, delta + site.width, dtype.itemsize)
+        return tuple(
+            self._atomic(at, place, operation, (value,), dtype, True)
+            for place, value in zip(places, operands, strict=True)
+        )
+
+    def _begin_atomic(self, at: Located, delta: int, operands: tuple, site: Site) -> None:
+        self.check(at, delta, site.width, site)
+        if not at.region.banked and not at.region.data.flags.writeable:
+            raise self._read_only(at, site)
         if self.trace is not None:
             self.trace.access(self, at, delta, site, operands)
+
+    def _atomic(self, at: Located, delta: int, operation: str, operands: tuple, dtype: np.dtype, old_needed: bool):
+        width, lanes, region = dtype.itemsize, at.lanes, at.region
         shape = lanes.shape
         values = tuple(lanes.expand(value).reshape(-1) for value in operands)
         if not region.banked:
             data, left_out = region.typed(dtype)
             index = at.index(width.bit_length() - 1, left_out) + delta // width
             index = np.broadcast_to(index, shape).reshape(-1)
+            if operation == "add" and dtype == np.float32 and flushes(data[index], values[0]):
+                operation = "add.ftz"
         else:
             offset = at.offset + delta
             flat = (offset >> 2) * region.owners + at.owner()

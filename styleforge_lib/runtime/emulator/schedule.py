@@ -49,6 +49,7 @@ class Batch:
         # What translated code calls.
         self.arrive = self.barriers.arrive
         self.locate, self.store, self.atomic = memory.locate, memory.store, memory.atomic
+        self.atomic_vector = memory.atomic_vector
         self.load, self.load_one = memory.load, memory.load_one
         self.shuffle, self.vote, self.match, self.reduce = warps.shuffle, warps.vote, warps.match, warps.reduce
         self.active_mask, self.elect = warps.active_mask, warps.elect
@@ -297,4 +298,4 @@ def _axis(number: np.ndarray, shape: tuple[int, int, int], position: int) -> np.
 def _poison(dtype: np.dtype):
     if dtype == np.dtype(bool):
         return np.False_
-    return np.array([POISON | POISON << 32], np.uint64).view(dtype)[0]
+    return np.array([POISON | POISON << 32] * 2, np.uint64).view(dtype)[0]

@@ -19,8 +19,15 @@ def wide(bits):
 
 def narrow(value):
     """Return the bfloat16 bits of a float64 that a bfloat16 can hold."""
-    bits = np.asarray(value, np.float64).astype(np.float32).view(np.uint32)
+    with np.errstate(invalid="ignore"):
+        bits = np.asarray(value, np.float64).astype(np.float32).view(np.uint32)
     return np.where(np.isnan(value), NAN, bits >> 16).astype(np.uint16)
+
+
+def doubles(values):
+    """Return floats as float64; signalling NaN are NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values).astype(np.float64)
 
 
 def operands(count, seed=0):
@@ -192,6 +199,55 @@ def test_conversions():
     ).all()
 
 
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
+@pytest.mark.parametrize("source", ["f16", "f32", "f64", "s8", "u16", "s32", "u32", "s64", "u64"])
+def test_every_source_and_rounding(source, mode):
+    values = edge_values(source, np.random.default_rng(12))
+    if source in ("s64", "u64"):  # ties and near ties in the middle of a long number
+        ties = [1 << 40 | 1 << 32, 1 << 40 | 3 << 32, 1 << 40 | 1 << 32 | 1, (1 << 40 | 1 << 32) - 1, 1 << 62 | 1 << 54]
+        values = np.concatenate(
+            [values, np.array(ties, values.dtype), np.array([1 << 53, (1 << 53) + 1], values.dtype)]
+        )
+    got = run_instruction(f"cvt.{mode}.bf16.{source} d, a;", [(source, values)], "b16")
+    wanted = (
+        [round_fraction(Fraction(v.item()), "bf16", mode) if np.isfinite(v) else v for v in doubles(values)]
+        if source[0] == "f"
+        else [round_fraction(Fraction(int(v)), "bf16", mode) for v in values]
+    )
+    wanted = np.array([-0.0 if w == 0 and np.signbit(v) else w for v, w in zip(values, wanted, strict=True)])
+    assert same(got, narrow(wanted)).all()
+
+
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
+def test_to_other_floats(mode):
+    bits = np.arange(65536, dtype=np.uint16)
+    exact = doubles(wide(bits))
+    assert np.array_equal(run_instruction("cvt.f64.bf16 d, a;", [("b16", bits)], "f64"), exact, equal_nan=True)
+    got = run_instruction(f"cvt.{mode}.f16.bf16 d, a;", [("b16", bits[::7])], "f16")
+    got = doubles(got)
+    wanted = np.array([round_fraction(Fraction(v), "f16", mode) if np.isfinite(v) else v for v in exact[::7]])
+    assert np.array_equal(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["tanh.approx.bf16", "ex2.approx.ftz.bf16"])
+def test_functions_of_every_number(name):
+    """All 65536 inputs against float64, within the manual's error; in pairs the same."""
+    bits = np.arange(65536, dtype=np.uint16)
+    got = run_instruction(f"{name} d, a;", [("b16", bits)], "b16")
+    pairs = run_instruction(f"{name}x2 d, a;", [("b32", bits.astype(np.uint32) | np.uint32(0x3F800000))], "b32")
+    assert np.array_equal(pairs.astype(np.uint16), got)
+    value, exact = doubles(wide(got)), doubles(wide(bits))
+    with np.errstate(over="ignore"):
+        exact = np.tanh(exact) if "tanh" in name else np.exp2(np.where(np.abs(exact) < 2.0**-126, 0, exact))
+    assert np.array_equal(np.isnan(value), np.isnan(exact))
+    shown = np.isfinite(exact) & (np.abs(exact) >= 2.0**-126) & np.isfinite(value)
+    error = np.abs(value[shown] - exact[shown])
+    assert (error <= (2.0**-8 if "tanh" in name else 2.0**-7 * exact[shown])).all()
+    if "ex2" in name:
+        assert (value[exact < 2.0**-127] == 0).all()
+        assert np.isinf(value[exact >= 2.0**128]).all()
+
+
 @pytest.mark.parametrize("arch", ["compute_80", "compute_90"])
 def test_as_nvrtc_writes_it(arch):
     """compute_80 has fused multiply-adds alone and compares in float32; compute_90 has an instruction for each."""
@@ -235,8 +291,8 @@ def test_as_nvrtc_writes_it(arch):
     [
         "fma.rn.sat.bf16 d, a, a, a;",
         "add.ftz.bf16 d, a, a;",
-        "ex2.approx.ftz.bf16 d, a;",
-        "cvt.rn.bf16.f64 d, fd;",
+        "ex2.approx.bf16 d, a;",
+        "cvt.rn.sat.bf16.f64 d, fd;",
         "min.xorsign.abs.bf16 d, a, a;",
     ],
 )

@@ -364,3 +364,65 @@ def test_bfloat16_and_packed_halves():
     with np.errstate(over="ignore"):
         assert same_bits(got[:, 1].copy(), a.astype(np.float16)).all()
         assert same_bits(got[:, 0].copy(), b.astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("name", ["ex2.approx.f16", "ex2.approx.ftz.f16", "tanh.approx.f16"])
+def test_half_functions_of_every_number(name):
+    """All 65536 inputs, alone and in pairs, against float64 and the manual's bound."""
+    bits = np.arange(65536, dtype=np.uint16)
+    got = run_instruction(f"{name} d, a;", [("f16", bits.view(np.float16))], "f16")
+    pairs = run_instruction(f"{name}x2 d, a;", [("b32", bits.astype(np.uint32) << 16 | 0x3C00)], "b32")
+    assert same_bits((pairs >> 16).astype(np.uint16).view(np.float16), got).all()
+    with np.errstate(all="ignore"):
+        x, got = bits.view(np.float16).astype(np.float64), got.astype(np.float64)
+        x = np.where(np.abs(x) < 2.0**-14, 0, x) if "ftz" in name else x
+        wanted = np.tanh(x) if "tanh" in name else np.exp2(x)
+        rounded = wanted.astype(np.float16).astype(np.float64)
+    wanted = np.where((np.abs(rounded) < 2.0**-14) & ("ftz" in name), 0, wanted)
+    finite = np.isfinite(rounded)
+    assert np.array_equal(got[~finite], rounded[~finite], equal_nan=True)
+    bound = 2.0**-10.987 if "tanh" in name else np.maximum(2.0**-9.9 * wanted[finite], 2.0**-25)
+    assert (np.abs(got[finite] - wanted[finite]) <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["div.approx.f32", "div.approx.ftz.f32", "div.full.f32"])
+def test_approximate_division(name):
+    """Two ulp; .approx by a divisor beyond 2^126 gives zero, and NaN of an infinity (PTX ISA, div)."""
+    a = np.array([1, -1, np.inf, 0, np.nan, 3e38, 1, 7, -5, 1], np.float32)
+    b = np.array([1e38, 2e38, 1e38, 2e38, 1e38, 1e38, np.inf, 3, 1e-3, 0], np.float32)
+    got = run_instruction(f"{name} d, a, b;", [("f32", a), ("f32", b)], "f32")
+    with np.errstate(all="ignore"):
+        wanted = a / b
+        wanted = (
+            np.where(np.abs(b) > 2.0**126, a * np.copysign(np.float32(0), b), wanted) if "full" not in name else wanted
+        )
+    assert same_bits(got, wanted.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("name", ["rcp.approx.ftz.f64", "rsqrt.approx.ftz.f64"])
+def test_gross_approximations_of_float64(name):
+    """Only the upper 32 bits of operand and result count; subnormal numbers are zero."""
+    a = edge_values("f64", np.random.default_rng(4))
+    got = run_instruction(f"{name} d, a;", [("f64", a)], "f64")
+    with np.errstate(all="ignore"):
+        upper = (a.view(np.uint64) >> 32 << 32).view(np.float64)
+        upper = np.where(np.abs(upper) < 2.0**-1022, np.copysign(0, upper), upper)
+        wanted = 1 / (np.sqrt(upper) if name[1] == "s" else upper)
+        wanted = np.where(np.abs(wanted) < 2.0**-1022, np.copysign(0, wanted), wanted)
+    assert not (got[~np.isnan(got)].view(np.uint64) & np.uint64(0xFFFFFFFF)).any()
+    with np.errstate(all="ignore"):
+        near = np.abs(got - wanted) <= 2.0**-20 * np.abs(wanted)
+    assert (near | (got == wanted) | (np.isnan(got) & np.isnan(wanted))).all()
+
+
+@pytest.mark.parametrize("mode", [*MODES, "rn.ftz"])
+@pytest.mark.parametrize("operation", ["add", "sub", "mul", "fma"])
+def test_pairs_of_float32(operation, mode):
+    """Each half of .f32x2 (sm_100) is the .f32 instruction."""
+    rng = np.random.default_rng(5)
+    columns = [rng.permutation(edge_values("f32", rng))[:240] for _ in range(3 if operation == "fma" else 2)]
+    names = ", ".join("abc"[: len(columns)])
+    singles = run_instruction(f"{operation}.{mode}.f32 d, {names};", [("f32", column) for column in columns], "f32")
+    pairs = [("b64", column.view(np.uint64)) for column in columns]
+    got = run_instruction(f"{operation}.{mode}.f32x2 d, {names};", pairs, "b64").view(np.float32)
+    assert same_bits(got, singles).all()

@@ -66,6 +66,27 @@ def permute(a: int, b: int, selector: int) -> int:
     return result
 
 
+def pairwise(function, signed):
+    """Lift a function of integers to the two 16-bit halves of a word."""
+    kind = "s16" if signed else "u16"
+
+    def both(a, b):
+        halves = [function(wrap(a >> s, kind), wrap(b >> s, kind)) for s in (0, 16)]
+        return (halves[0] & 0xFFFF) | (halves[1] & 0xFFFF) << 16
+
+    return both
+
+
+def byte_differences(a, b, bits, a_kind, b_kind):
+    return [abs(wrap(a >> s, a_kind) - wrap(b >> s, b_kind)) for s in range(0, 32, bits)]
+
+
+# Bytes that each mode of prmt picks, the highest first, for each value of the selector's two low bits (PTX ISA, prmt).
+PRMT_MODES = {
+    "f4e": ("3210", "4321", "5432", "6543"), "b4e": ("5670", "6701", "7012", "0123"),
+    "rc8": ("0000", "1111", "2222", "3333"), "ecl": ("3210", "3211", "3222", "3333"),
+    "ecr": ("0000", "1110", "2210", "3210"), "rc16": ("1010", "3232", "1010", "3232"),
+}  # fmt: skip
 ALL = ("u16", "s16", "u32", "s32", "u64", "s64")
 WIDE = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 BINARY = [
@@ -84,6 +105,11 @@ BINARY = [
     *((f"shr.{k}", k, "u32", k, lambda a, b: a >> min(b, 64)) for k in (*ALL, "b16", "b32", "b64")),
     ("add.sat.s32", "s32", "s32", "s32", lambda a, b: clamp(a + b, "s32")),
     ("sub.sat.s32", "s32", "s32", "s32", lambda a, b: clamp(a - b, "s32")),
+    *((f"add.{k}", "b32", "b32", "b32", pairwise(lambda a, b: a + b, k[0] == "s")) for k in ("u16x2", "s16x2")),
+    *((f"{op}.{k}", "b32", "b32", "b32", pairwise(f, k[0] == "s")) for k in ("u16x2", "s16x2") for op, f in (("min", min), ("max", max))),
+    *((f"{op}.relu.s16x2", "b32", "b32", "b32", pairwise(lambda a, b, f=f: max(f(a, b), 0), True)) for op, f in (("min", min), ("max", max))),
+    *((f"{op}.relu.s32", "s32", "s32", "s32", lambda a, b, f=f: max(f(a, b), 0)) for op, f in (("min", min), ("max", max))),
+    ("mul24.lo.s32", "s32", "s32", "s32", lambda a, b: (wrap(a << 8, "s32") >> 8) * (wrap(b << 8, "s32") >> 8)),
     ("mul24.lo.u32", "u32", "u32", "u32", lambda a, b: (a & 0xFFFFFF) * (b & 0xFFFFFF)),
     ("bmsk.clamp.b32", "b32", "b32", "b32", lambda a, b: ((1 << min(b, 32)) - 1) << min(a, 32)),
     ("bmsk.wrap.b32", "b32", "b32", "b32", lambda a, b: ((1 << (b & 31)) - 1) << (a & 31)),
@@ -110,6 +136,17 @@ TERNARY = [
     ("shf.l.clamp.b32", "u32", "u32", "u32", "u32", lambda a, b, c: (((b << 32) | a) << min(c, 32)) >> 32),
     ("shf.r.clamp.b32", "u32", "u32", "u32", "u32", lambda a, b, c: ((b << 32) | a) >> min(c, 32)),
     ("prmt.b32", "b32", "b32", "b32", "b32", permute),
+    *((f"prmt.b32.{mode}", "b32", "b32", "b32", "b32", lambda a, b, c, rows=rows: permute(a, b, int(rows[c & 3], 16)))
+      for mode, rows in PRMT_MODES.items()),
+    *((f"vabsdiff4.u32.{x}.{y}{add}", "b32", "b32", "b32", "b32", lambda a, b, c, x=x, y=y, add=add:
+       c + sum(byte_differences(a, b, 8, x[0] + "8", y[0] + "8")) if add else sum((v & 255) << 8 * k for k, v in enumerate(byte_differences(a, b, 8, x[0] + "8", y[0] + "8"))))
+      for x, y in (("u32", "u32"), ("s32", "s32"), ("s32", "u32")) for add in ("", ".add")),
+    ("vabsdiff2.s32.s32.s32.add", "b32", "b32", "b32", "b32", lambda a, b, c: c + sum(byte_differences(a, b, 16, "s16", "s16"))),
+    ("vabsdiff2.u32.u32.u32", "b32", "b32", "b32", "b32", lambda a, b, c: sum((v & 0xFFFF) << 16 * k for k, v in enumerate(byte_differences(a, b, 16, "u16", "u16")))),
+    ("mad.hi.sat.s32", "s32", "s32", "s32", "s32", lambda a, b, c: clamp(((a * b) >> 32) + c, "s32")),
+    ("mad24.lo.s32", "s32", "s32", "s32", "s32", lambda a, b, c: (wrap(a << 8, "s32") >> 8) * (wrap(b << 8, "s32") >> 8) + c),
+    ("dp2a.lo.u32.u32", "b32", "b32", "u32", "u32", lambda a, b, c: c + sum(((a >> 16 * k) & 0xFFFF) * ((b >> 8 * k) & 255) for k in range(2))),
+    ("dp2a.lo.s32.s32", "b32", "b32", "s32", "s32", lambda a, b, c: c + sum(wrap(a >> 16 * k, "s16") * wrap(b >> 8 * k, "s8") for k in range(2))),
     ("mad24.lo.u32", "u32", "u32", "u32", "u32", lambda a, b, c: (a & 0xFFFFFF) * (b & 0xFFFFFF) + c),
     ("dp4a.u32.u32", "u32", "u32", "u32", "u32", lambda a, b, c: c + sum(((a >> 8 * k) & 255) * ((b >> 8 * k) & 255) for k in range(4))),
     ("dp4a.s32.s32", "b32", "b32", "s32", "s32", lambda a, b, c: c + sum(wrap(a >> 8 * k, "s8") * wrap(b >> 8 * k, "s8") for k in range(4))),

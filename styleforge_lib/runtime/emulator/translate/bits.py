@@ -221,17 +221,29 @@ def bit_mask(start, length, wrap):
 
 @rule("prmt")
 def _prmt(e, ins, m):
-    mode = m.one_of("f4e", "b4e", "rc8", "ecl", "ecr", "rc16", default="")
+    mode = m.one_of(*_PERMUTATIONS, default="")
     m.type("b32")
     m.finish()
-    if mode:
-        m.refuse("Use prmt without a mode.")
     a, b = (e.use(value, "u32") for value in ins.operands[1:3])
     selector = ins.operands[3]
-    if hasattr(selector, "value"):
+    if mode:
+        table = e.code.constant(_PERMUTATIONS[mode])
+        e.set_expression(ins.operands[0], f"permuted({a}, {b}, {table}[{e.use(selector, 'u32')} & 3])", "u32")
+    elif hasattr(selector, "value"):
         e.set_expression(ins.operands[0], _fixed_permutation(e, a, b, selector.value), "u32")
     else:
         e.set_expression(ins.operands[0], f"permuted({a}, {b}, {e.use(selector, 'u32')})", "u32")
+
+
+# The modes of prmt: the selector of the plain form for each value of the mode's own two bits.
+_PERMUTATIONS = {
+    "f4e": np.array([0x3210, 0x4321, 0x5432, 0x6543], np.uint32),
+    "b4e": np.array([0x5670, 0x6701, 0x7012, 0x0123], np.uint32),
+    "rc8": np.array([0x0000, 0x1111, 0x2222, 0x3333], np.uint32),
+    "ecl": np.array([0x3210, 0x3211, 0x3222, 0x3333], np.uint32),
+    "ecr": np.array([0x0000, 0x1110, 0x2210, 0x3210], np.uint32),
+    "rc16": np.array([0x1010, 0x3232, 0x1010, 0x3232], np.uint32),
+}
 
 
 def _fixed_permutation(e, a: str, b: str, selector: int) -> str:

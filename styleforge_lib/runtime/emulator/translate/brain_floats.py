@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..bfloat16 import from_brain, to_bfloat
 from ..parse import Imm, Pair
 from .comparisons import _compare as compare
-from .conversions import to_bfloat
-from .emitter import BITS, DTYPES, dtype_name, helper
+from .emitter import DTYPES, dtype_name, helper
 
+helper(from_brain)
+helper(to_bfloat)
 KINDS = ("bf16", "bf16x2")
 _INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 
@@ -25,12 +27,6 @@ def is_brain(m) -> bool:
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
-@helper
-def from_brain(bits):
-    """Return the float32 of bfloat16 bits."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 @helper
@@ -216,7 +212,7 @@ def brain_set(e, ins, m, comparisons) -> None:
 
 
 def brain_convert(e, ins, m, target: str, source: str) -> None:
-    """Cvt from float32 (.rn, .rz) and integers, to float32 and integers, and from bfloat16 to a whole bfloat16."""
+    """Cvt to bfloat16 from floats and integers, and from bfloat16 to them, under every rounding mode."""
     rounding = m.one_of("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")
     relu = m.flag("relu")
     m.finish()
@@ -232,24 +228,60 @@ def brain_convert(e, ins, m, target: str, source: str) -> None:
     if relu:
         m.refuse()
     if source == "bf16":
-        value = single(e, ins.operands[1])
-        if target in _INTEGERS and rounding in ("rni", "rzi", "rmi", "rpi"):
-            e.set_expression(
-                ins.operands[0], f"to_integer({value}, {rounding!r}, {dtype_name(DTYPES[target])})", target
-            )
-        elif target == "bf16" and rounding in ("rni", "rzi", "rmi", "rpi"):
-            function = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[rounding]
-            e.set_expression(ins.operands[0], f"to_brain(np.{function}({value}))", "u16")
-        elif target == "f32" and rounding is None:
-            e.set(ins.operands[0], value, "f32")
-        else:
-            m.refuse("Convert through float32.")
-        return
-    if source in _INTEGERS and rounding == "rn" and BITS[source] <= 32:
+        _from_brain(e, ins, m, target, rounding)
+    elif rounding in ("rn", "rz", "rm", "rp") and source in (*_INTEGERS, "f16", "f32", "f64"):
         value = e.use(ins.operands[1], source)
-        e.set_expression(ins.operands[0], f"brain_of_double({value}.astype(F8))", "u16")
-        return
-    m.refuse("Convert through float32, rounding .rn or .rz.")
+        exact = f"double_of({value})" if source in ("s64", "u64") else f"{value}.astype(F8)"
+        e.set_expression(ins.operands[0], f"brain_directed({exact}, {rounding!r})", "u16")
+    else:
+        m.refuse("Convert through float32.")
+
+
+def _from_brain(e, ins, m, target: str, rounding: str | None) -> None:
+    value = single(e, ins.operands[1])
+    whole = rounding in ("rni", "rzi", "rmi", "rpi")
+    if target in _INTEGERS and whole:
+        e.set_expression(ins.operands[0], f"to_integer({value}, {rounding!r}, {dtype_name(DTYPES[target])})", target)
+    elif target == "bf16" and whole:
+        function = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[rounding]
+        e.set_expression(ins.operands[0], f"to_brain(np.{function}({value}))", "u16")
+    elif target == "f32" and rounding is None:
+        e.set(ins.operands[0], value, "f32")
+    elif target == "f64" and rounding is None:
+        e.set_expression(ins.operands[0], f"{value}.astype(F8)", "f64")
+    elif target == "f16" and rounding == "rn":
+        e.set_expression(ins.operands[0], f"{value}.astype(F2)", "f16")
+    elif target == "f16" and rounding in ("rz", "rm", "rp"):
+        e.set_expression(ins.operands[0], f"directed_float({value}.astype(F8), F2, {rounding!r})", "f16")
+    else:
+        m.refuse("Convert through float32.")
+
+
+@helper
+def double_of(value):
+    """Return 64-bit integers as float64: one with more than 53 bits keeps in its last bit that something was lost."""
+    negative = value < 0
+    size = np.asarray(np.where(negative, -value, value)).astype(np.uint64)
+    lost = (size & np.uint64(0x7FF)) != 0
+    odd = (size & ~np.uint64(0x7FF)) | (lost.astype(np.uint64) << np.uint64(11))
+    exact = np.where(size >> np.uint64(53) != 0, odd, size).astype(np.float64)
+    return np.where(negative, -exact, exact)[()]
+
+
+@helper
+def brain_directed(value, mode):
+    """Return bfloat16 bits of float64 under a rounding mode."""
+    value = np.asarray(value)
+    bits = np.asarray(_brain_of_double(value))
+    if mode == "rn":
+        return bits[()]
+    near, negative = from_brain(bits).astype(np.float64), np.signbit(value)
+    above, below = near > value, near < value
+    outward = (below & ~negative) if mode == "rp" else (above & negative) if mode == "rm" else np.zeros_like(negative)
+    inward = (
+        (below & negative if mode == "rp" else above & ~negative) if mode != "rz" else np.where(negative, below, above)
+    )
+    return (bits + outward.astype(np.uint16) - inward.astype(np.uint16))[()]
 
 
 def _narrowed(e, operand, rounding: str, relu: bool) -> str:

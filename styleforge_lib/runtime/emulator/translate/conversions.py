@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .comparisons import operand
+from .eight_bits import KINDS as EIGHT_BITS
+from .eight_bits import eight_bit_convert
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
 from .floats import _directed, wide
 
@@ -21,6 +23,9 @@ def _cvt(e, ins, m):
         from .tensor_cores import tf32_convert
 
         tf32_convert(e, ins, m)
+        return
+    if any(kind in m.left for kind in EIGHT_BITS):
+        eight_bit_convert(e, ins, m)
         return
     kinds = [modifier for modifier in m.left if modifier in DTYPES]
     if len(kinds) != 2:
@@ -161,17 +166,6 @@ def _pair(e, ins, m) -> None:
         text = f"{value}.astype(F2)" if rounding == "rn" else f"directed_float({wide(e, value)}, F2, 'rz')"
         halves.append(f"extreme({text}, {e.constant(0, 'f16')}, True, False)" if relu else text)
     e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "f16x2")
-
-
-@helper
-def to_bfloat(value, truncate):
-    """float32 to bfloat16 bits, to nearest even or to zero; NaN stays one."""
-    bits = value.view(np.uint32)
-    if not truncate:
-        even = (bits >> np.uint32(16)) & np.uint32(1)
-        bits = bits + np.uint32(0x7FFF) + even
-    high = (bits >> np.uint32(16)).astype(np.uint16)
-    return np.where(value == value, high, np.uint16(0x7FFF))[()]
 
 
 def _pack(e, ins, m) -> None:

@@ -34,12 +34,14 @@ DTYPES = {
     "bf16": np.dtype("u2"),
     "bf16x2": np.dtype("u4"),
     "pred": np.dtype(bool),
+    "b128": np.dtype([("low", "u8"), ("high", "u8")]),
 }
 BITS = {name: 8 * TYPE_BYTES[name] for name in DTYPES}
 _DTYPE_NAMES = {dtype: name for name, dtype in (
     ("U1", np.dtype("u1")), ("U2", np.dtype("u2")), ("U4", np.dtype("u4")), ("U8", np.dtype("u8")),
     ("I1", np.dtype("i1")), ("I2", np.dtype("i2")), ("I4", np.dtype("i4")), ("I8", np.dtype("i8")),
     ("F2", np.dtype("f2")), ("F4", np.dtype("f4")), ("F8", np.dtype("f8")), ("BOOL", np.dtype(bool)),
+    ("B16", DTYPES["b128"]),
 )}  # fmt: skip
 
 Rule = Callable[["Emitter", Instruction, "Modifiers"], None]

@@ -349,26 +349,57 @@ def float_binary(e, ins, m) -> None:
     if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
         half_binary(e, ins, m)
         return
+    if m.flag("f32x2"):
+        _pairwise(e, ins, m, lambda rounding, names: _binary(e, ins.opcode, "f32", rounding, *names))
+        return
     kind = m.type("f32", "f64")
     rounding, ftz, sat = _mode(m, kind)
     m.finish()
     a, b = (operand(e, value, kind, ftz) for value in ins.operands[1:3])
+    finish(e, ins.operands[0], _binary(e, ins.opcode, kind, rounding, a, b), kind, ftz, sat)
+
+
+def _binary(e, opcode: str, kind: str, rounding: str, a: str, b: str) -> str:
+    """Return the expression of a sum, difference or product."""
     if rounding == "rn":
-        sign = {"add": "+", "sub": "-", "mul": "*"}[ins.opcode]
-        expression = f"{a} {sign} {b}"
-    elif kind == "f64":
-        b = f"-{b}" if ins.opcode == "sub" else b
-        expression = f"rounded64({a}, {b}, {'mul' if ins.opcode == 'mul' else 'add'!r}, {rounding!r})"
-    else:
-        a, b = wide(e, a), wide(e, b)
-        b = f"-{b}" if ins.opcode == "sub" else b
-        expression = f"rounded_{'product' if ins.opcode == 'mul' else 'sum'}({a}, {b}, {rounding!r})"
-    finish(e, ins.operands[0], expression, kind, ftz, sat)
+        return f"{a} {({'add': '+', 'sub': '-', 'mul': '*'})[opcode]} {b}"
+    if kind == "f64":
+        b = f"-{b}" if opcode == "sub" else b
+        return f"rounded64({a}, {b}, {'mul' if opcode == 'mul' else 'add'!r}, {rounding!r})"
+    a, b = wide(e, a), wide(e, b)
+    b = f"-{b}" if opcode == "sub" else b
+    return f"rounded_{'product' if opcode == 'mul' else 'sum'}({a}, {b}, {rounding!r})"
+
+
+def _pairwise(e, ins, m, expression) -> None:
+    """Set the result of an .f32x2 instruction: `expression(rounding, names)` for each float32 of the pair."""
+    rounding, ftz = m.one_of("rn", "rz", "rm", "rp", default="rn"), m.flag("ftz")
+    m.finish()
+    pairs = [e.use(value, "u64") for value in ins.operands[1:]]
+    words = []
+    for which in (0, 1):
+        names = [e.form(pair, f"word{which}", f"word_of({pair}, {which})") for pair in pairs]
+        names = [e.form(name, "flushed", f"flush({name})") for name in names] if ftz else names
+        text = expression(rounding, names)
+        words.append(e.new(f"flush({text})" if ftz else text))
+    e.set_expression(ins.operands[0], f"words_joined({words[0]}, {words[1]})", "u64")
+
+
+@helper
+def word_of(pair, which):
+    """One float32 of a pair."""
+    return (pair >> np.uint64(32 * which)).astype(np.uint32).view(F4)
+
+
+@helper
+def words_joined(low, high):
+    """Two float32 in one 64-bit word."""
+    return low.view(np.uint32).astype(np.uint64) | high.view(np.uint32).astype(np.uint64) << np.uint64(32)
 
 
 @rule("add", "sub")
 def _add(e, ins, m):
-    if any(kind in ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64") for kind in m.left):
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64", "f32x2") for kind in m.left):
         float_binary(e, ins, m)
     else:
         integer_add(e, ins, m, "+" if ins.opcode == "add" else "-")
@@ -381,18 +412,23 @@ def fused(e, ins, m) -> None:
     if any(kind in ("f16", "f16x2", "bf16", "bf16x2") for kind in m.left):
         half_fused(e, ins, m)
         return
+    if m.flag("f32x2"):
+        _pairwise(e, ins, m, lambda rounding, names: _fused(e, "f32", rounding, *names))
+        return
     kind = m.type("f32", "f64")
     rounding, ftz, sat = _mode(m, kind)
     m.finish()
     a, b, c = (operand(e, value, kind, ftz) for value in ins.operands[1:4])
+    finish(e, ins.operands[0], _fused(e, kind, rounding, a, b, c), kind, ftz, sat)
+
+
+def _fused(e, kind: str, rounding: str, a: str, b: str, c: str) -> str:
+    """Return the expression of a fused multiply-add."""
     if kind == "f64":
-        expression = f"fma64({a}, {b}, {c}, {rounding!r})"
-    else:
-        if rounding == "rn":
-            expression = f"fma32({a}, {b}, {c})"
-        else:
-            expression = f"rounded_sum({wide(e, a)} * {wide(e, b)}, {wide(e, c)}, {rounding!r})"
-    finish(e, ins.operands[0], expression, kind, ftz, sat)
+        return f"fma64({a}, {b}, {c}, {rounding!r})"
+    if rounding == "rn":
+        return f"fma32({a}, {b}, {c})"
+    return f"rounded_sum({wide(e, a)} * {wide(e, b)}, {wide(e, c)}, {rounding!r})"
 
 
 @rule("fma")
@@ -409,10 +445,12 @@ def _div(e, ins, m):
     approximate = m.one_of("approx", "full")
     rounding, ftz, sat = _mode(m, kind)
     m.finish()
-    if (approximate and kind == "f64") or sat:
+    if (approximate and (kind == "f64" or rounding != "rn")) or sat:
         m.refuse()
     a, b = (operand(e, value, kind, ftz) for value in ins.operands[1:3])
-    if rounding == "rn":
+    if approximate == "approx":
+        expression = f"approximate_quotient({a}, {b})"
+    elif rounding == "rn":
         expression = f"{a} / {b}"
     elif kind == "f64":
         expression = f"rounded64({a}, {b}, 'div', {rounding!r})"
@@ -424,13 +462,18 @@ def _div(e, ins, m):
 @rule("rcp", "sqrt")
 def _reciprocal_or_root(e, ins, m):
     kind = m.type("f32", "f64")
-    m.flag("approx")
+    approximate = m.flag("approx")
     rounding = m.one_of("rn", "rz", "rm", "rp", default="rn")
     ftz = m.flag("ftz")
-    m.finish()
-    a = operand(e, ins.operands[1], kind, ftz and kind == "f32")
-    one = e.constant(1.0, kind)
     root = ins.opcode == "sqrt"
+    m.finish()
+    if kind == "f64" and (approximate or ftz):
+        if root or not (approximate and ftz):
+            m.refuse()
+        e.set_expression(ins.operands[0], f"gross_64({e.use(ins.operands[1], 'f64')}, False)", "f64")
+        return
+    a = operand(e, ins.operands[1], kind, ftz)
+    one = e.constant(1.0, kind)
     if rounding == "rn":
         expression = f"np.sqrt({a})" if root else f"{one} / {a}"
     elif kind == "f64":

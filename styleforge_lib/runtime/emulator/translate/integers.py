@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
+from .packed import PAIRS, field, packed_pair
 
 INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
 _WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
@@ -23,6 +24,9 @@ def _number(value, like):
 
 def integer_add(e, ins, m, sign: str) -> None:
     """Add and sub of integers; .sat of s32, .cc and the carry-in forms too."""
+    if ins.opcode == "add" and any(kind in PAIRS for kind in m.left):
+        packed_pair(e, ins, m)
+        return
     kind = m.type(*INTEGERS)
     saturate, carry_out = m.flag("sat"), m.flag("cc")
     carry_in = ins.opcode in ("addc", "subc")
@@ -115,7 +119,7 @@ def high_64(a, b):
 
 @rule("mul")
 def _mul(e, ins, m):
-    if any(kind in ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64") for kind in m.left):
+    if any(kind in ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64", "f32x2") for kind in m.left):
         from .floats import float_binary
 
         float_binary(e, ins, m)
@@ -242,8 +246,11 @@ def integer_sign(e, ins, m) -> None:
 
 def integer_extreme(e, ins, m) -> None:
     """Min and max of integers."""
+    if any(kind in PAIRS for kind in m.left):
+        packed_pair(e, ins, m)
+        return
     kind = m.type(*INTEGERS)
-    relu = m.flag("relu")
+    relu = kind == "s32" and m.flag("relu")
     m.finish()
     a, b = (e.use(value, kind) for value in ins.operands[1:3])
     expression = f"np.{'minimum' if ins.opcode == 'min' else 'maximum'}({a}, {b})"
@@ -270,21 +277,15 @@ def _dot_product(e, ins, m):
     )
 
 
-def _field(value, place: int, bits: int, signed: bool):
-    """Field number `place` of `bits` bits, as int64."""
-    field = ((value >> np.uint32(place * bits)) & np.uint32((1 << bits) - 1)).astype(np.int64)
-    return ((field << np.int64(64 - bits)) >> np.int64(64 - bits)) if signed else field
-
-
 @helper
 def dp4a(a, b, c, a_signed, b_signed, _high):
     """Dot product of four bytes, plus c."""
-    total = sum(_field(a, k, 8, a_signed) * _field(b, k, 8, b_signed) for k in range(4))
+    total = sum(field(a, k, 8, a_signed) * field(b, k, 8, b_signed) for k in range(4))
     return (total + c.astype(np.int64)).astype(c.dtype)
 
 
 @helper
 def dp2a(a, b, c, a_signed, b_signed, high):
     """Dot product of two 16-bit values with the low or high two bytes of b, plus c."""
-    total = sum(_field(a, k, 16, a_signed) * _field(b, k + 2 * high, 8, b_signed) for k in range(2))
+    total = sum(field(a, k, 16, a_signed) * field(b, k + 2 * high, 8, b_signed) for k in range(2))
     return (total + c.astype(np.int64)).astype(c.dtype)

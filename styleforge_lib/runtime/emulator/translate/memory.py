@@ -11,7 +11,8 @@ _ORDER = ("weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"
 _SCOPES = ("cta", "gpu", "sys", "cluster")
 _CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc")
 _NAMES = {"const": "constant", "param": "parameter", "shared_cta": "shared", "param_entry": "parameter"}
-_SCALARS = tuple(kind for kind in DTYPES if kind not in ("pred", "f16x2", "bf16x2", "bf16", "f16"))
+_SCALARS = tuple(kind for kind in DTYPES if kind not in ("pred", "f16x2", "bf16x2", "bf16", "f16", "b128"))
+_WIDE = (*_SCALARS, "b128")
 
 
 def _space(m) -> str:
@@ -55,11 +56,16 @@ def _ld(e, ins, m):
     space = _space(m)
     _qualifiers(m)
     count = _vector(m)
-    kind = m.type(*_SCALARS)
+    kind = m.type(*_WIDE)
     m.finish()
     if len(ins.operands) > 2:
         m.refuse("Cache hints are not emulated.")
     target, address = ins.operands
+    if kind == "b128":
+        where, delta, site = _wide_access(e, ins, m, space, count, "load")
+        both = e.new(f"m.load({where}, {delta}, U8, 2, {site})")
+        e.set_expression(target, f"both({both}[0], {both}[1])", kind)
+        return
     targets = target.items if isinstance(target, Vec) else (target,)
     width = TYPE_BYTES[kind]
     if space == "parameter" and isinstance(address.base, Sym):
@@ -84,6 +90,14 @@ def _ld(e, ins, m):
             e.set_expression(register, f"{loaded}[{position}]", _kind_of(e, first, kind))
 
 
+def _wide_access(e, ins, m, space: str, count: int, verb: str) -> tuple[str, int, str]:
+    """Return where a 16-byte value is moved as two of 8."""
+    if count > 1 or space in ("parameter", "constant"):
+        m.refuse("Use .v2.b64.")
+    site = e.code.site(ins, space, verb, 16)
+    return *_located(e, next(value for value in ins.operands if isinstance(value, Mem)), space, site), site
+
+
 def _load_dtype(e, register, kind: str):
     """Untyped bits are loaded as what the register is used for, which saves a reinterpretation."""
     dtype = DTYPES[kind]
@@ -101,11 +115,16 @@ def _st(e, ins, m):
     space = _space(m)
     _qualifiers(m)
     count = _vector(m)
-    kind = m.type(*_SCALARS)
+    kind = m.type(*_WIDE)
     m.finish()
     if len(ins.operands) > 2:
         m.refuse("Cache hints are not emulated.")
     address, source = ins.operands
+    if kind == "b128":
+        where, delta, site = _wide_access(e, ins, m, space, count, "store")
+        value = e.use(source, kind)
+        e.line(f"m.store({where}, {delta}, ({value}['low'], {value}['high']), U8, {site})")
+        return
     sources = source.items if isinstance(source, Vec) else (source,)
     if space in ("parameter", "constant"):
         m.refuse()
@@ -120,9 +139,10 @@ def _st(e, ins, m):
     e.line(f"m.store({where}, {delta}, ({', '.join(values)},), {dtype_name(DTYPES[kind])}, {site})")
 
 
+HALVES = ("f16", "f16x2", "bf16", "bf16x2")
 _OPERATIONS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
 _ATOMIC_TYPES = {
-    "add": ("u32", "s32", "u64", "s64", "f32", "f64", "f16", "f16x2"),
+    "add": ("u32", "s32", "u64", "s64", "f32", "f64", *HALVES),
     "min": ("u32", "s32", "u64", "s64"),
     "max": ("u32", "s32", "u64", "s64"),
     "inc": ("u32",),
@@ -130,8 +150,8 @@ _ATOMIC_TYPES = {
     "and": ("b32", "b64"),
     "or": ("b32", "b64"),
     "xor": ("b32", "b64"),
-    "exch": ("b32", "b64"),
-    "cas": ("b16", "b32", "b64"),
+    "exch": ("b32", "b64", "b128"),
+    "cas": ("b16", "b32", "b64", "b128"),
 }
 
 
@@ -141,23 +161,40 @@ def _atom(e, ins, m):
     _qualifiers(m)
     space = _space(m)
     operation = m.one_of(*_OPERATIONS) or m.refuse()
-    m.flag("noftz")
+    count = _vector(m)
     kind = m.type(*_ATOMIC_TYPES[operation])
+    if kind in HALVES:
+        m.flag("noftz")
+    if count > 1 and (operation != "add" or kind not in ("f32", *HALVES)):
+        m.refuse("Use add, or one atomic for each element.")
     m.finish()
     returns = ins.opcode == "atom"
     target, address, *sources = ins.operands if returns else (None, *ins.operands)
     if len(sources) != (2 if operation == "cas" else 1):
         m.refuse("Cache hints are not emulated.")
-    site = e.code.site(ins, space, "atomic", TYPE_BYTES[kind])
+    if kind == "b128" and space == "shared":
+        m.refuse("Use it on global memory.")
+    site = e.code.site(ins, space, "atomic", TYPE_BYTES[kind] * count)
     where, delta = _located(e, address, space, site)
+    name = f"add.{kind}" if kind in ("f16x2", "bf16", "bf16x2") else operation
+    if count > 1:
+        _vector_atomic(e, where, delta, name, target, sources[0], kind, site)
+        return
     values = [e.use(value, kind) for value in sources]
     needed = target is not None and _needed(e, ins, target)
-    name = "add.f16x2" if kind == "f16x2" else operation
     call = f"m.atomic({where}, {delta}, {name!r}, ({', '.join(values)},), {dtype_name(DTYPES[kind])}, {site}, {needed})"
     if needed:
         e.set_expression(target, call, kind)
     else:
         e.line(call)
+
+
+def _vector_atomic(e, where: str, delta: int, name: str, target, source: Vec, kind: str, site: str) -> None:
+    values = ", ".join(e.use(value, kind) for value in source.items)
+    found = e.new(f"m.atomic_vector({where}, {delta}, {name!r}, ({values},), {dtype_name(DTYPES[kind])}, {site})")
+    for place, register in enumerate(target.items if target is not None else ()):
+        if register is not None:
+            e.set_expression(register, f"{found}[{place}]", kind)
 
 
 def _needed(e, ins, target) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..memory import WINDOW
 from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
-from .emitter import BITS, DTYPES, dtype_name, rule
+from .emitter import BITS, DTYPES, dtype_name, helper, rule
 
 
 @rule("mov")
@@ -14,7 +14,18 @@ def _mov(e, ins, m):
     kind = m.type()
     m.finish()
     target, source = ins.operands
-    if isinstance(target, Vec):
+    if kind == "b128" and not isinstance(target, Vec):
+        if isinstance(source, Vec):
+            low, high = (e.use(item, "u64") for item in source.items)
+            e.set_expression(target, f"both({low}, {high})", "b128")
+        else:
+            e.set(target, e.use(source, "b128"), "b128")
+    elif kind == "b128":
+        whole = e.use(source, "b128")
+        for item, half in zip(target.items, ("low", "high"), strict=True):
+            if item is not None:
+                e.set_expression(item, f"{whole}[{half!r}]", "u64")
+    elif isinstance(target, Vec):
         _unpack(e, target, source, kind)
     elif isinstance(source, Vec):
         _pack(e, target, source, kind)
@@ -28,6 +39,14 @@ def _mov(e, ins, m):
         _set_dtype(e, target, variable, dtype)
     else:
         e.set(target, e.use(source, kind), kind)
+
+
+@helper
+def both(low, high):
+    """Two 64-bit halves as one value of 128 bits."""
+    result = np.empty(np.broadcast_shapes(np.shape(low), np.shape(high)), DTYPES["b128"])
+    result["low"], result["high"] = low, high
+    return result[()]
 
 
 def _set_dtype(e, target, variable, dtype):

@@ -157,7 +157,7 @@ def test_switch_table():
 
 
 @pytest.mark.parametrize(("statement", "name"), [
-    ("add.rz.ftz.f64 %fd1, %fd1, %fd1;", "add.rz.ftz.f64"), ("frob.b32 %r1, %r1;", "frob.b32"), ("add.f32x2 %rd1, %rd1, %rd1;", "add.f32x2"),
+    ("add.rz.ftz.f64 %fd1, %fd1, %fd1;", "add.rz.ftz.f64"), ("frob.b32 %r1, %r1;", "frob.b32"), ("add.sat.f32x2 %rd1, %rd1, %rd1;", "add.sat.f32x2"),
     ("fma.rn.sat.bf16 %rs1, %rs1, %rs1, %rs1;", "fma.rn.sat.bf16"), ("ld.global.L2::cache_hint.b32 %r1, [%rd1], %rd2;", "ld.global"),
     ("min.xorsign.abs.f32 %f1, %f1, %f1;", "min.xorsign.abs.f32"), ("mul.wide.u64 %rd1, %rd1, %rd1;", "mul.wide.u64"),
     ("barrier.cluster.sync.aligned;", "barrier.cluster.sync.aligned"), ("cp.async.bulk.commit_group;", "cp.async.bulk.commit_group"),

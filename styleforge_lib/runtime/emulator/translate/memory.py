@@ -163,8 +163,8 @@ def _atom(e, ins, m):
     operation = m.one_of(*_OPERATIONS) or m.refuse()
     count = _vector(m)
     kind = m.type(*_ATOMIC_TYPES[operation])
-    if kind in HALVES:
-        m.flag("noftz")
+    if kind in HALVES and not m.flag("noftz"):
+        m.refuse("Write .noftz.")
     if count > 1 and (operation != "add" or kind not in ("f32", *HALVES)):
         m.refuse("Use add, or one atomic for each element.")
     m.finish()

@@ -85,30 +85,56 @@ class Bank:
 
     def __init__(self, name: str, space: str, base: int, size: int, owners: int):
         self.name, self.space, self.base, self.size, self.owners = name, space, base, size, owners
-        self.words = np.full((-(-size // 4), owners), POISON, np.uint32)
+        self._words = np.full((-(-size // 4), owners), POISON, np.uint32)
         self.shared = space == "shared"
-        self._typed = {_U4: self.words}
+        self._typed = {_U4: self._words}
+        self._rows: dict[tuple[int, int], list] = {}
+
+    @property
+    def words(self) -> np.ndarray:
+        """The words, to be read or written: what `row` remembers of them is forgotten."""
+        if self._rows:
+            self._rows = {}
+        return self._words
 
     def typed(self, dtype: np.dtype) -> np.ndarray:
-        """Return the words as a 4-byte type."""
+        """Return the words as a 4-byte type, to be read."""
         found = self._typed.get(dtype)
         if found is None:
-            found = self._typed[dtype] = self.words.view(dtype)
+            found = self._typed[dtype] = self._words.view(dtype)
         return found
+
+    def row(self, number: int, dtype: np.dtype):
+        """Return one word of every owner, as a value (1, owners), or a scalar where all owners hold the same.
+
+        Words that a whole block reads (weights, a mean) often come in numbers, and blocks often hold the same: so
+        some neighbours are copied and compared at once, and kept until something is written.
+        """
+        key = (number // _ROWS, dtype.num)
+        found = self._rows.get(key)
+        if found is None:
+            first = number // _ROWS * _ROWS
+            rows = self.typed(dtype)[first : first + _ROWS].copy()
+            bits = rows.view(_U4)
+            same = (bits == bits[:, :1]).all(axis=1).tolist()
+            found = [rows[k, 0] if one else rows[k : k + 1] for k, one in enumerate(same)]
+            self._rows[key] = found
+        return found[number % _ROWS]
 
 
 class Located:
     """An address operand after its bounds and alignment have been looked at once.
 
     `offset` is in bytes from the region's start. Further constant offsets (`delta`, never negative) come with each
-    access, so one look serves `[%rd4]`, `[%rd4+128]`, `[%rd4+256]` ...
+    access, so one look serves `[%rd4]`, `[%rd4+128]`, `[%rd4+256]` ... All lanes lie between `low` and `high`, which
+    may be too wide until `narrow` has been called.
     """
 
-    __slots__ = ("address_bits", "counts", "high", "indices", "lanes", "low", "offset", "region")
+    __slots__ = ("address_bits", "counts", "exact", "high", "indices", "lanes", "low", "offset", "region")
 
-    def __init__(self, region, lanes: Lanes, offset, low: int, high: int, address_bits: int):
+    def __init__(self, region, lanes: Lanes, offset, low: int, high: int, address_bits: int, exact: bool = True):
         self.region, self.lanes, self.offset = region, lanes, offset
-        self.low, self.high, self.address_bits = low, high, address_bits
+        self.low, self.high, self.address_bits, self.exact = low, high, address_bits, exact
         self.indices: dict = {}
         self.counts: dict = {}  # what `metrics` found out about this pattern of addresses
 
@@ -120,6 +146,11 @@ class Located:
             offset = self.offset - left_out if left_out else self.offset
             found = self.indices[key] = offset >> shift
         return found
+
+    def narrow(self) -> None:
+        """Make the bounds exact."""
+        if not self.exact:
+            self.low, self.high, self.exact = int(self.offset.min()), int(self.offset.max()), True
 
     def owner(self):
         """Which column of a bank each lane owns."""
@@ -155,6 +186,9 @@ class Memory:
     def locate(self, address, low: int, space: str, lanes: Lanes, site: Site):
         """Look at an address register: which region, and how far its lanes reach; `low` is the least offset used."""
         if isinstance(address, np.ndarray):
+            located = self._locate_quickly(address, low, space, lanes)
+            if located is not None:
+                return located
             least, most = int(address.min()), int(address.max())
         else:
             least = most = int(address)
@@ -180,17 +214,37 @@ class Memory:
             offset = address.view(np.int64) if address.dtype.itemsize == 8 else address.astype(np.int64)
             offset = offset - (base - low)
             bits = int(np.bitwise_or.reduce(offset, axis=None))
-            bits |= base & 15
         else:
-            offset = least - base
-            bits = least
-        return Located(
-            region, lanes, offset, least - base, most - base, bits & 15 if not base & 15 else self._bits(offset, base)
-        )
+            bits = offset = least - base
+        return Located(region, lanes, offset, least - base, most - base, self._bits(offset, bits, base))
+
+    def _locate_quickly(self, address: np.ndarray, low: int, space: str, lanes: Lanes) -> Located | None:
+        """Return where addresses lie that are all in the upper half of one slot, where its data is.
+
+        One `or` of all offsets tells that, and how they are aligned; their least and greatest are left for later.
+        """
+        first = address.item(0) + low
+        if space == "shared":
+            region, reach = self.shared.get(first >> BANK_SHIFT), BANK_MIDDLE
+        elif space == "local":
+            region, reach = self.local.get(first >> BANK_SHIFT), BANK_MIDDLE
+        else:
+            region, reach = self.regions.get(first >> SLOT_SHIFT), SLOT_MIDDLE
+        if region is None:
+            return None
+        base = region.base
+        offset = address.view(_I8) if address.dtype.itemsize == 8 else address.astype(_I8)
+        offset = offset - (base - low)
+        bits = int(np.bitwise_or.reduce(offset, axis=None))
+        if not 0 <= bits < reach - (base & (reach - 1)):
+            return None
+        return Located(region, lanes, offset, 0, bits, self._bits(offset, bits, base), exact=False)
 
     @staticmethod
-    def _bits(offset, base: int) -> int:
-        """Alignment bits of all absolute addresses where the base itself is not aligned to 16 bytes."""
+    def _bits(offset, bits: int, base: int) -> int:
+        """Return the alignment bits of all absolute addresses; `bits` are those of the offsets."""
+        if not base & 15:
+            return bits & 15
         absolute = offset + (base & 15)
         return (
             int(np.bitwise_or.reduce(absolute, axis=None)) & 15 if isinstance(absolute, np.ndarray) else absolute & 15
@@ -247,6 +301,8 @@ class Memory:
         """Raise where an access leaves its region or is not aligned to its own width."""
         region = at.region
         if at.low + delta < 0 or at.high + delta + width > region.size:
+            at.narrow()
+        if at.low + delta < 0 or at.high + delta + width > region.size:
             offset = np.broadcast_to(np.asarray(at.offset + delta), at.lanes.shape)
             bad = (offset < 0) | (offset + width > region.size)
             flat = offset.reshape(-1)
@@ -282,6 +338,8 @@ class Memory:
         if self.trace is not None:
             self.trace.access(self, at, delta, site)
         if region.banked:
+            if width == 4 and region.shared and type(at.offset) is int and at.lanes.is_full:
+                return region.row((at.offset + delta) >> 2, dtype)
             return self._fetch(at, region.typed(dtype), delta) if width == 4 else self._load_bank(at, delta, dtype)
         data, left_out = region.typed(dtype)
         index = at.index(width.bit_length() - 1, left_out)
@@ -328,7 +386,7 @@ class Memory:
             low, high = self._load_bank(at, delta, _U4), self._load_bank(at, delta + 4, _U4)
             return (low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).view(dtype)
         if width < 4:
-            word = self._fetch(at, at.region.words, delta)
+            word = self._fetch(at, at.region.typed(_U4), delta)
             place = (at.offset + delta) & 3
             shift = np.uint32(8 * place) if isinstance(place, int) else (place << 3).astype(np.uint32)
             return (word >> shift).astype(_UNSIGNED[width]).view(dtype)
@@ -345,15 +403,12 @@ class Memory:
             index, skip = at.index(2, 0), delta >> 2
         shared = region.shared
         if isinstance(index, int):
-            row = words[index + skip]
             if shared:
-                if lanes.index is not None:
-                    return row.take(lanes.block)
-                # Blocks often hold the same (weights, a mean): then the value is one for all lanes again.
-                if not lanes.is_full:
-                    row = row[lanes.columns]
-                bits = row.tobytes()  # bytes compare ten times faster than a short array
-                return row[0] if bits == bits[:4] * row.size else row.reshape(1, -1).copy()
+                row = region.row(index + skip, words.dtype)
+                if not isinstance(row, np.ndarray) or lanes.is_full:
+                    return row
+                return row[0].take(lanes.block) if lanes.index is not None else row[:, lanes.columns]
+            row = words[index + skip]
             if lanes.index is not None:
                 return row.take(lanes.index)
             universe = lanes.universe
@@ -525,8 +580,9 @@ class Memory:
         return old.reshape(shape)
 
 
-_U4 = np.dtype(np.uint32)
+_U4, _I8 = np.dtype(np.uint32), np.dtype(np.int64)
 _WORTH_ROWS = 1024
+_ROWS = 32  # words that a bank compares at once
 # A type of as many bytes as a vector access has, to move them by.
 _WHOLE = {2: np.dtype(np.uint16), 4: _U4, 8: np.dtype(np.uint64), 16: np.dtype(np.complex128)}
 _UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}

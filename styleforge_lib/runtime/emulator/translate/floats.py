@@ -24,6 +24,7 @@ from .emitter import HELPERS, dtype_name, helper, rule
 from .integers import integer_add, integer_divide, integer_extreme, integer_sign
 
 F4, F8, C8 = np.float32, np.float64, np.complex64
+_C8 = np.dtype(C8)
 _MIDPOINT = np.int32(-(2**31))
 _THREE = np.int32(3)
 _TWO_SUM_SAFE = 2.0**1000
@@ -45,7 +46,7 @@ class Underflow:
 
 
 class _Scratch(threading.local):
-    """The two complex operands of the last fused multiply-add of a thread, with the arrays whose copies they hold.
+    """The complex operands of the last fused multiply-add of a thread, with the arrays whose copies they hold.
 
     Values are never changed in place, so an array that comes again (a pixel times eight weights) need not be copied.
     """
@@ -53,6 +54,7 @@ class _Scratch(threading.local):
     def __init__(self):
         self.pair = self.room = np.empty(0, C8)  # (factor, -1) and (other factor, addend)
         self.in_pair = self.in_room = None
+        self.sign = 0  # the imaginary part of `pair`
 
 
 _scratch = _Scratch()
@@ -60,43 +62,88 @@ _scratch = _Scratch()
 
 @helper
 def fma32(a, b, c):
-    """float32 of a * b + c, rounded once. The result may be a strided view."""
-    scratch = _scratch
-    if a.size > b.size or (a is scratch.in_room and a.size == b.size):
+    """float32 of a * b + c, rounded once. The result may be a strided view.
+
+    It is one half of a complex array whose other half nobody reads. The next fused multiply-add that takes the result
+    puts its second operand there, which is all the copying that a sum of products needs: from (c, b) the product with
+    (a, 1) has a * b + c for its imaginary part, from (b, c) that with (a, -1) for its real part. An array that holds
+    its result in the imaginary part has an axis more than the result, so that one can tell.
+    """
+    if a.size > b.size:
         a, b = b, a
-    if not COMPLEX_PRODUCT_FUSES or (b.size < _WORTH_COMPLEX and c.size < _WORTH_COMPLEX):
+    size = b.size if b.size > c.size else c.size
+    if size < _WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
         return _fma32_wide(a.astype(F8), b.astype(F8), c)
-    pair, room = scratch.pair, scratch.room
-    if scratch.in_pair is not a:
-        if pair.shape != a.shape:
-            pair = scratch.pair = np.empty(a.shape, C8)
-            pair.imag = -1
-        pair.real = scratch.in_pair = a
+    for held, other, sign in ((c, b, 1), (b, c, -1)):
+        room = held.base
+        if room is None or room.dtype is not _C8 or not _is_half_of(held, room) or not _fits(other, held.shape):
+            continue
+        if room.ndim == held.ndim:
+            room.imag = other
+        else:
+            room, sign = room[0], -sign
+            room.real = other
+        return _complex_product(a, sign, room)
+    scratch, room = _scratch, _scratch.room
     shape = b.shape if b.shape == c.shape else np.broadcast(b, c).shape
     if scratch.in_room is not b or room.shape != shape:
         if room.shape != shape:
             room = scratch.room = np.empty(shape, C8)
         room.real = scratch.in_room = b
     room.imag = c
-    return np.multiply(pair, room).real
+    return _complex_product(a, -1, room)
+
+
+def _is_half_of(value: np.ndarray, room: np.ndarray) -> bool:
+    """Whether a view of a complex array is its real or imaginary part, and not a part of that."""
+    axes = value.ndim
+    return room.shape[-axes:] == value.shape and room.strides[-axes:] == value.strides
+
+
+def _fits(value, shape: tuple[int, ...]) -> bool:
+    """Whether a value broadcasts into a shape."""
+    if value.shape == shape or not value.shape:
+        return True
+    return all(have in (1, want) for have, want in zip(value.shape, shape, strict=True))
+
+
+def _complex_product(a, sign: int, room: np.ndarray):
+    """Return the real (sign -1) or imaginary part of (a, sign) times a complex array."""
+    if not isinstance(a, np.ndarray):
+        pair = complex(a, sign)
+    elif a.size > _WORTH_COMPLEX:
+        scratch = _scratch
+        pair = scratch.pair
+        if scratch.in_pair is not a:
+            if pair.shape != a.shape:
+                pair = scratch.pair = np.empty(a.shape, C8)
+                scratch.sign = 0
+            pair.real = scratch.in_pair = a
+        if scratch.sign != sign:
+            pair.imag = scratch.sign = sign
+    else:
+        pair = np.empty(a.shape, C8)
+        pair.real, pair.imag = a, sign
+    if sign < 0:
+        return np.multiply(pair, room).real
+    return np.multiply(pair, room[None])[0].imag
 
 
 def _complex_product_fuses() -> bool:
-    """Whether the real part of NumPy's complex64 product (a - i) * (b + ic) is a * b + c, rounded once.
+    """Whether both parts of NumPy's complex64 product, as `fma32` uses them, are a * b + c, rounded once.
 
-    It is wherever NumPy's vector loops have the processor's own fused multiply-add (x86-64 with FMA3, ARM64). The
+    They are wherever NumPy's vector loops have the processor's own fused multiply-add (x86-64 with FMA3, ARM64). The
     question is put to every form that such a loop has: contiguous, one operand constant along it, and odd lengths.
     """
     rng = np.random.default_rng(0)
     whole, row, column = (1 + rng.random(shape).astype(F4) for shape in ((37, 41), (1, 41), (37, 1)))
-    for a, b in ((whole, whole[::-1]), (whole, row), (whole, column), (row, column), (whole, np.float32(1.1))):
+    for a, b in ((whole, whole[::-1]), (row, whole), (column, whole), (row, column), (F4(1.1), whole)):
         exact = a.astype(F8) * b
         c = -exact.astype(F4)  # leaves what rounding the product would lose
-        for x, y in ((a, b), (b, a)):
-            pair, room = np.empty(x.shape, C8), np.empty(c.shape, C8)
-            pair.real, pair.imag, room.real, room.imag = x, -1, y, c
-            found = np.multiply(pair, room).real
-            if (found != exact + c).any():
+        for parts, sign in (((b, c), -1), ((c, b), 1)):
+            room = np.empty(c.shape, C8)
+            room.real, room.imag = parts
+            if (_complex_product(a, sign, room) != exact + c).any():
                 return False
     return True
 

@@ -116,14 +116,14 @@ def launch_flat(operator: str, *tensors: torch.Tensor) -> None:
     kernel(min(-(-vectors // THREADS), MAX_BLOCKS), THREADS, (*tensors, x.numel()))
 
 
-def compiled(operator: str, device: torch.device) -> Module:
-    """Return cuda/operator.cu, compiled once for each device that it is launched on."""
-    return _module(operator, device, os.environ.get(DEVICE_VARIABLE))
+def compiled(operator: str, device: torch.device, arch: str | None = None, **defines: object) -> Module:
+    """Return cuda/operator.cu with these macros, compiled once for each device that it is launched on."""
+    return _module(operator, device, os.environ.get(DEVICE_VARIABLE), arch, tuple(sorted(defines.items())))
 
 
 @functools.cache
-def _module(operator: str, device: torch.device, wish: str | None) -> Module:
+def _module(operator: str, device: torch.device, wish: str | None, arch: str | None, defines: tuple) -> Module:
     if device.type != "cuda":
-        return compile_cuda(f"{operator}.cu")
+        return compile_cuda(f"{operator}.cu", defines=dict(defines), arch=arch)
     with torch.cuda.device(device):
-        return compile_cuda(f"{operator}.cu")
+        return compile_cuda(f"{operator}.cu", defines=dict(defines), arch=arch)

@@ -42,6 +42,7 @@ from styleforge_lib.runtime import gpu
 from styleforge_lib.runtime.kernel import Kernel, compile_cuda
 
 PROBES = ROOT / "tools" / "device_probes.cu"
+HOPPER_PROBES = ROOT / "tools" / "hopper_probes.cu"
 ARCHITECTURES = ("sm_80", "sm_75", "sm_90")  # of a dry run; the first is the yardstick
 BLOCK = 256
 SIZES = (1, 257, 4099)
@@ -130,6 +131,11 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
             yield f"instance_norm_nhwc_{step}_{dtype}", Plan(grid=lambda n: 6, offsets=(0, 4), **common)
 
 
+def hopper(rows: int, block: int = 128) -> Plan:
+    """Plan a probe of whole warpgroups on small whole numbers, whose sums are exact in any order."""
+    return Plan(sizes=(256, 1024), grid=lambda n: n // block, block=block, rows={"out": rows}, data=SMALL)
+
+
 SMALL = {"a": whole_numbers(-9, 9)}
 PLANS = {
     **dict(instance_norm()),
@@ -188,6 +194,21 @@ PLANS = {
     "tensor_products": Plan(sizes=WHOLE, rows={"out": 8}, data=SMALL),
     "fragments_of_mma": Plan(sizes=WHOLE, rows={"out": 8}, data=SMALL),
     "async_copies": Plan(sizes=WHOLE, rows={"x": 2, "out": 4}),
+    # Hopper: wgmma, mbarrier, bulk copies
+    "wgmma_rows": hopper(128),
+    "wgmma_columns_of_a": hopper(128),
+    "wgmma_columns_of_b": hopper(128),
+    "wgmma_columns": hopper(128),
+    "wgmma_wide": hopper(256),
+    "wgmma_registers": hopper(128),
+    "wgmma_bfloat16": hopper(64),
+    "wgmma_tf32": hopper(128),
+    "wgmma_into_halves": hopper(32),
+    "wgmma_groups": hopper(64, 256),
+    "mbarrier_phases": hopper(6),
+    "mbarrier_counts": hopper(8),
+    "bulk_pipeline": hopper(1),
+    "bulk_stores": hopper(4),
     # Approximate functions, and the range of each in which no result overflows
     "approximate_expf": approximate(-100, 80),
     "approximate_fast_expf": approximate(-80, 8),
@@ -253,7 +274,8 @@ def sources() -> list[Source]:
     found = [source for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for source in of_notebook(path)]
     kernels = [path for path in sorted((ROOT / "cuda").glob("*.cu")) if path.stem not in ELSEWHERE]
     found += [Source(f"cuda/{path.name}", path, any_alignment=True) for path in kernels]
-    return [*found, Source(f"tools/{PROBES.name}", PROBES)]
+    found.append(Source(f"tools/{PROBES.name}", PROBES))
+    return [*found, Source(f"tools/{HOPPER_PROBES.name}", HOPPER_PROBES, arch="sm_90a")]
 
 
 def of_notebook(path: Path) -> Iterator[Source]:
@@ -410,7 +432,7 @@ class Row:
     @property
     def passed(self) -> bool:
         """Whether the devices agree as they should."""
-        return self.verdict in ("same", "close")
+        return self.verdict in ("same", "close", "skipped")
 
     def hold(self, plan: Plan, buffers: Buffers, n: int, one: dict, other: dict, who: str) -> None:
         """Compare what two devices made of the same arguments."""
@@ -483,6 +505,10 @@ def compare_all(found: list[Source], only: str, dry: bool) -> Iterator[Row]:
     for source in found:
         try:
             modules = [source.compile(arch) for arch in (ARCHITECTURES if dry else (None,))]
+            if not dry and modules[0].arch != gpu.card_arch():
+                said = f"it is for {modules[0].arch}, and this card is {gpu.card_arch()}"
+                yield from (Row(name, source.place, verdict="skipped", said=said) for name in modules[0].kernels)
+                continue
             names = [name for name in modules[0].kernels if only in f"{source.place}:{name}"]
             versions = {name: [module.kernel(name) for module in modules] for name in names}
         except Exception as error:

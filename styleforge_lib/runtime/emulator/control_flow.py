@@ -15,9 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from .inline import Flat
-from .parse import Instruction, Label, Mem, Not, Pair, Reg, Vec
+from .parse import Instruction, Label, Mem, Not, Pair, Reg, TensorMem, Vec
 
 BARRIERS = ("bar", "barrier")
+# Instructions, besides barriers, at which threads may stand: opcode and a modifier.
+WAITS = (
+    ("mbarrier", "try_wait"),
+    ("mbarrier", "test_wait"),
+    ("wgmma", "fence"),
+    ("wgmma", "wait_group"),
+    ("barrier", "cluster"),
+)
 CARRY = "%carry"
 # Instructions whose first operand is not written.
 WITHOUT_RESULT = frozenset(
@@ -41,6 +49,7 @@ WITHOUT_RESULT = frozenset(
         "applypriority",
         "griddepcontrol",
         "pmevent",
+        "setmaxnreg",
     ]
 )
 
@@ -50,7 +59,8 @@ class Block:
     """A straight run of instructions and how it ends.
 
     `kind` is "jump", "branch" (to `targets[0]` where `register` is true, else `targets[1]`), "switch" (to
-    `targets[register]`), "exit", or "barrier" (`last` is the barrier; afterwards `targets[0]`).
+    `targets[register]`), "exit", "barrier" or "wait" (`last` is the barrier, or what `WAITS` names; afterwards
+    `targets[0]`).
     """
 
     index: int
@@ -92,6 +102,8 @@ def read(instruction: Instruction) -> Iterator[str]:
         yield from _names(operand)
     if first and instruction.operands and isinstance(instruction.operands[0], Mem):
         yield from _names(instruction.operands[0])
+    if first and instruction.opcode == "wgmma" and instruction.operands:
+        yield from _names(instruction.operands[0])  # the accumulator is added to
     if instruction.guard is not None:
         yield instruction.guard.name
     if instruction.opcode in ("addc", "subc", "madc"):
@@ -100,6 +112,12 @@ def read(instruction: Instruction) -> Iterator[str]:
 
 def _is_reduction_barrier(instruction: Instruction) -> bool:
     return instruction.opcode in BARRIERS and "red" in instruction.modifiers
+
+
+def is_wait(instruction: Instruction) -> bool:
+    """Whether threads may stand at an instruction that is not a barrier of the block."""
+    words = instruction.modifiers
+    return any(instruction.opcode == opcode and word in words for opcode, word in WAITS) and "arrive" not in words
 
 
 def _names(operand, address: bool = True) -> Iterator[str]:
@@ -113,8 +131,10 @@ def _names(operand, address: bool = True) -> Iterator[str]:
             yield from _names(item)
     elif isinstance(operand, Not):
         yield operand.reg.name
-    elif isinstance(operand, Mem) and address:
+    elif isinstance(operand, (Mem, TensorMem)) and address:
         yield from _names(operand.base)
+        for item in getattr(operand, "coordinates", ()):
+            yield from _names(item)
 
 
 def build_graph(flat: Flat) -> Graph:
@@ -200,8 +220,9 @@ def _place(current: Block, item: Instruction, flat: Flat, pending, fresh) -> Blo
     if item.opcode in ("ret", "exit"):
         current.kind, current.last = "exit", item
         return None
-    if item.opcode in BARRIERS and "arrive" not in item.modifiers:
-        current.kind, current.last = "barrier", item
+    waits = is_wait(item)
+    if waits or (item.opcode in BARRIERS and "arrive" not in item.modifiers):
+        current.kind, current.last = "wait" if waits else "barrier", item
         following = fresh()
         pending.append((current, (following.index,)))
         return following

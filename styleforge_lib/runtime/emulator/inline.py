@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from .faults import unsupported
-from .parse import TYPE_BYTES, Function, Instruction, Label, Mem, Module, Not, Pair, Reg, Sym, Variable, Vec
+from .parse import TYPE_BYTES, Function, Instruction, Label, Mem, Module, Not, Pair, Reg, Sym, TensorMem, Variable, Vec
 
 INTRINSICS = ("vprintf", "__assertfail")
 
@@ -21,6 +21,7 @@ class Flat:
 
     name: str
     parameters: list[Variable]
+    cluster: tuple[int, int, int] | None = None
     body: list[Instruction | Label] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)
     branch_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -31,7 +32,7 @@ class Flat:
 def flatten(module: Module, name: str) -> Flat:
     """Return the kernel with its calls inlined."""
     function = module.functions[name]
-    flat = Flat(name, function.parameters)
+    flat = Flat(name, function.parameters, function.cluster)
     _Copy(module, flat, function, "", {}, ()).run()
     return flat
 
@@ -99,6 +100,9 @@ class _Copy:
             return Sym(self.prefix + operand.name) if operand.name in self.own_locals else operand
         if isinstance(operand, Mem):
             return Mem(self._rename(operand.base), operand.offset)
+        if isinstance(operand, TensorMem):
+            coordinates = tuple(self._rename(part) for part in operand.coordinates)
+            return TensorMem(self._rename(operand.base), operand.offset, coordinates)
         if isinstance(operand, Vec):
             return Vec(tuple(self._rename(part) for part in operand.items))
         if isinstance(operand, Pair):

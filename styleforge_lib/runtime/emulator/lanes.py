@@ -76,6 +76,7 @@ class Lanes:
         "_thread",
         "columns",
         "count",
+        "groups",
         "half_of",
         "index",
         "is_full",
@@ -90,6 +91,7 @@ class Lanes:
         self._thread = self._block = None
         self.half_of: tuple[Lanes] | None = None  # the set that was split in two; one tuple for both halves
         self.warp_form = None  # how the lanes lie in warps, once `warps` has looked
+        self.groups = None  # and in warpgroups, once `warpgroups` has
 
     @property
     def is_flat(self) -> bool:

@@ -177,6 +177,13 @@ class Trace:
         if self.detector is not None:
             self.detector.access(memory, at, delta, site, values)
 
+    def copied(self, site: Site, space: str, size: np.ndarray) -> None:
+        """Count bulk copies: each is one request, of whole sectors or of whole rows of the banks."""
+        counts = self._sites.setdefault((self._plan_number, site.number, space), Requests())
+        unit = BANK_BYTES if space == "shared" else 1 << SECTOR_SHIFT
+        units = int((-(-size // unit)).sum())
+        counts.add(Requests(int(np.count_nonzero(size)), units, units, int(size.sum())))
+
     def _touch(self, at: Located, delta: int, site: Site) -> None:
         """Remember which sectors of its array an access reads or writes."""
         key = (at.region.base, site.verb)

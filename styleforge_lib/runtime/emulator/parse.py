@@ -53,6 +53,14 @@ class Mem(NamedTuple):
     offset: int
 
 
+class TensorMem(NamedTuple):
+    """`[map, {x, y, ...}]`: a tensor map and the coordinates of a box in it."""
+
+    base: Reg | Sym | Imm
+    offset: int
+    coordinates: tuple
+
+
 class Vec(NamedTuple):
     """`{a, b, c, d}`."""
 
@@ -133,6 +141,8 @@ class Function:
     variables: list[Variable] = field(default_factory=list)
     body: list[Instruction | Label] = field(default_factory=list)
     branch_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cluster: tuple[int, int, int] | None = None
+    """Blocks of a cluster, where `__cluster_dims__` says so."""
 
 
 @dataclass(slots=True)
@@ -414,7 +424,8 @@ class _Parser:
 
     def _memory(self, text: str) -> Mem:
         if "," in text:
-            return Mem(Sym("?" + text), 0)  # tensor coordinates: refused by name when the opcode is met
+            where, coordinates = _split(text)
+            return TensorMem(*self._memory(where), self._operand(coordinates).items)
         base, offset = text, 0
         if match := re.match(r"^(.*?)\s*\+\s*(-?\w+)$", text):
             base, offset = match.group(1), int(match.group(2), 0)
@@ -525,7 +536,9 @@ def _function_header(head: str) -> Function:
     parameters: list[Variable] = []
     if rest.startswith("("):
         parameters = [_parameter(part) for part in _split(rest[1 : _closing(rest)])]
-    return Function(name, entry, parameters, results)
+    cluster = re.search(r"\.reqnctapercluster\s+([\d, ]+)", rest)
+    sizes = tuple(int(size) for size in cluster.group(1).split(",")) if cluster else ()
+    return Function(name, entry, parameters, results, cluster=(*sizes, 1, 1)[:3] if sizes else None)
 
 
 def _closing(text: str) -> int:

@@ -22,6 +22,7 @@ from .translate import KernelCode, translate_block
 from .translate.floats import Underflow
 
 MAX_THREADS = 1024
+RESERVED_SHARED = 1024  # bytes at the beginning of shared memory that the system keeps, as on a GPU
 MEMORY_PER_BATCH = 1 << 28  # bytes of shared and local memory
 SHADOW_BYTES = 32  # what the race detector remembers of a byte
 TRACED_LANES_PER_BATCH = 8192  # shadow memory is several times the size of what it shadows
@@ -57,6 +58,7 @@ class Plan:
         self.shared_layout: dict[int, tuple[str, int, int | None]] = {}
         self.local_layout: dict[int, tuple[str, int, int]] = {}
         self.static_shared = 0
+        self.shared_together = False
         symbols = dict(program.symbols)
         self._lay_out(program, symbols)
         self.code = KernelCode(self.flat, self.graph, symbols, program.line_of)
@@ -67,6 +69,9 @@ class Plan:
 
     def _lay_out(self, program: Program, symbols: dict) -> None:
         shared = {**{n: v for n, v in program.module.variables.items() if v.space == "shared"}, **self.flat.shared}
+        if any(getattr(item, "opcode", "") == "wgmma" for item in self.flat.body):
+            self._lay_out_together(shared, symbols)
+            shared = {}
         dynamic = None
         for number, (name, variable) in enumerate(shared.items(), start=1):
             base = bank_base(number)
@@ -85,8 +90,23 @@ class Plan:
             self.local_layout[number] = ("local memory", base, variable.size)
             symbols[name] = ("local", base)
 
+    def _lay_out_together(self, shared: dict, symbols: dict) -> None:
+        """One variable for all of shared memory, at the addresses of a GPU: a descriptor of wgmma has 18 bits for one.
+
+        An index that runs out of one array into the next is not seen then.
+        """
+        place = RESERVED_SHARED
+        for name, variable in sorted(shared.items(), key=lambda one: one[1].size is None):
+            if variable.size is not None or name not in symbols:
+                place = -(-place // variable.align) * variable.align
+            symbols[name] = ("shared", place)
+            place += variable.size or 0
+        self.static_shared = place - RESERVED_SHARED
+        self.shared_layout[0] = ("shared memory", RESERVED_SHARED, None)
+        self.shared_together = True
+
     def _step(self, block: Block) -> Step:
-        if block.last is not None and block.last.opcode in BARRIERS:
+        if block.last is not None and block.last.opcode in BARRIERS and block.kind == "barrier":
             self._check_barrier(block)
         function, inputs, outputs, source = translate_block(self.code, block)
         bit = self.graph.bit

@@ -11,11 +11,15 @@ import numpy as np
 
 from .async_copies import AsyncCopies
 from .barriers import Barriers
+from .bulk_copies import BulkCopies
 from .control_flow import Block
 from .faults import EmulatorFault
 from .lanes import Lanes, Universe, merge
+from .mbarriers import MBarriers, operand_value
 from .memory import POISON, Bank, Located, Memory, Site, _triple
+from .observations import Unobserved
 from .system import System
+from .warpgroups import Warpgroups
 from .warps import Warps
 
 LANES_PER_BATCH = 65536  # fewer pay NumPy's cost per call, more leave the cache
@@ -42,6 +46,8 @@ class Batch:
         self.owned: set[int] = set()
         self.pending: dict[int, Lanes] = {}
         self.barriers = Barriers(self)
+        self.observations = Unobserved()
+        self.mbarriers, self.bulk, self.warpgroups = MBarriers(self), BulkCopies(self), Warpgroups(self)
         self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
@@ -60,7 +66,8 @@ class Batch:
     def _allocate(self) -> None:
         plan, universe = self.plan, self.universe
         for slot, (name, base, size) in plan.shared_layout.items():
-            size = self.launch.shared_bytes if size is None else size
+            if size is None:
+                size = self.launch.shared_bytes + (plan.static_shared if plan.shared_together else 0)
             self.memory.shared[slot] = Bank(name, "shared", base, size, universe.blocks)
         for slot, (name, base, size) in plan.local_layout.items():
             self.memory.local[slot] = Bank(name, "local", base, size, universe.size)
@@ -157,16 +164,16 @@ class Batch:
         self.pending[0] = self.universe.full
         pending, blocks, trace = self.pending, self.plan.blocks, self.trace
         while True:
-            if not pending:
-                if not self.barriers.parked:
-                    break
-                self.barriers.stuck()
+            if not pending and not self._idle():
+                break
             number = min(pending) if len(pending) > 1 else next(iter(pending))
             step = blocks[number]
             if step.polls:
                 self.polled += 1
                 if self.polled > POLLING_LIMIT:
                     self._raise_endless(step, pending[number])
+                if self.polled % PATIENCE == 0 and self.mbarriers.waiting:
+                    self.mbarriers.idle()
                 if self.polled % PATIENCE == 0 and len(pending) > 1:
                     number = sorted(pending)[1]
                     step = blocks[number]
@@ -174,6 +181,21 @@ class Batch:
             if trace is not None:
                 trace.executed(self, number, lanes)
             self._step(step, lanes)
+
+        self.bulk.finish()
+
+    def _idle(self) -> bool:
+        """Nobody can run: let go who may go, or raise; False if everybody has left."""
+        if self.mbarriers.waiting:
+            if not self.mbarriers.idle():
+                self.mbarriers.stuck()
+        elif self.barriers.parked:
+            self.barriers.stuck()
+        elif self.warpgroups.parked:
+            self.warpgroups.stuck()
+        else:
+            return False
+        return True
 
     def _step(self, step, lanes: Lanes) -> None:
         values = self.values
@@ -210,6 +232,8 @@ class Batch:
             self._leave(lanes)
         elif kind == "barrier":
             self.barriers.reach(block, lanes)
+        elif kind == "wait":
+            (self.warpgroups if block.last.opcode == "wgmma" else self.mbarriers).reach(block, lanes)
         else:
             self._switch(block, step, lanes, outputs)
 
@@ -238,7 +262,35 @@ class Batch:
         for parked in self.barriers.parked.values():
             for number in parked.places:
                 live |= blocks[number].live_in
+        for waiting in self.mbarriers.waiting:
+            live |= blocks[waiting.target].live_in
+        for number in self.warpgroups.parked:
+            live |= blocks[number].live_in
         return live
+
+    # --- registers at the end of a block ---------------------------------------------------------------------------
+
+    def operand(self, operand, lanes: Lanes):
+        """Return an operand of the instruction that ends a block, as its lanes see it."""
+        return operand_value(operand, lambda name: lanes.gather(_unsigned(self.values[self.plan.graph.bit[name]])))
+
+    def resolve(self, register, value: bool, lanes: Lanes) -> None:
+        """Set the predicate that a wait gives."""
+        if register is not None:
+            self.resolve_name(register.name, value, lanes)
+
+    def resolve_name(self, name: str, value: bool, lanes: Lanes) -> None:
+        """Set a predicate by its register's name."""
+        self.put(self.plan.graph.bit[name], np.bool_(value), lanes)
+
+    def put(self, bit: int, value, lanes: Lanes) -> None:
+        """Set a register of some lanes, after their block has run."""
+        if lanes.is_full:
+            self.values[bit] = value
+            self.owned.discard(bit)
+        else:
+            self.values[bit] = lanes.scatter(self.values[bit], value, False)
+            self.owned.add(bit)
 
     def go(self, target: int, lanes: Lanes) -> None:
         """Send a set of lanes to a block, where it merges with those that wait there."""
@@ -252,6 +304,7 @@ class Batch:
         self.pending[target] = lanes if other is None else merge(other, lanes)
 
     def _leave(self, lanes: Lanes) -> None:
+        self.bulk.left(lanes)
         self.warps.exited |= lanes.mask()
         self.polled = 0
 
@@ -283,6 +336,10 @@ class Batch:
             block=block_index,
             threads=(thread,),
         )
+
+
+def _unsigned(value):
+    return value.view(f"u{value.dtype.itemsize}")
 
 
 def _unravel(number: int, shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -252,13 +252,13 @@ def test_reading_the_own_copy_before_the_wait():
 
 
 @pytest.mark.parametrize(("instruction", "says"), [
-    ("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r], [rd], 16, [r];", "cp.async.ca.shared.global"),
+    ("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r], [rd], 16, [r], h;", "cp.async.bulk.shared::cluster.global"),
     ("cp.async.mbarrier.arrive.noinc.shared.b64 [r];", "cp.async.ca.shared.global"),
     ("cp.async.cg.shared.global [r], [rd], 8;", "of 16"),
     ("cp.async.ca.shared.global [r], [rd], 4, p;", "source size of 0"),
 ])  # fmt: skip
 def test_refused_by_name(instruction, says):
-    text = f".version 8.6\n.target sm_90\n.address_size 64\n.visible .entry k()\n{{\n.reg .b32 r; .reg .b64 rd; .reg .pred p;\n{instruction}\nret;\n}}\n"
+    text = f".version 8.6\n.target sm_90\n.address_size 64\n.visible .entry k()\n{{\n.reg .b32 r; .reg .b64 rd; .reg .b16 h; .reg .pred p;\n{instruction}\nret;\n}}\n"
     with pytest.raises(NotImplementedError, match=r"the emulator does not know `cp\.async") as caught:
         Program(text).launch("k", (1,), (32,), ())
     assert says in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..parse import Imm, Reg
 from .emitter import rule
+from .hopper import address, bulk_copy
 
 _HINT = (
     "Use cp.async.ca.shared.global of 4, 8 or 16 bytes or cp.async.cg.shared.global of 16, then cp.async.commit_group "
@@ -13,8 +14,12 @@ _HINT = (
 
 @rule("cp")
 def _cp(e, ins, m):
+    m.one_of("reduce") if "bulk" in m.left else None
     if not m.flag("async"):
         m.refuse(_HINT)
+    if m.flag("bulk"):
+        bulk_copy(e, ins, m)
+        return
     if m.flag("commit_group"):
         m.finish()
         e.line("m.copies.commit(L)")
@@ -52,12 +57,5 @@ def _copy(e, ins, m) -> None:
             m.refuse("Instead of ignore-src, give a source size of 0.")
         size = None if isinstance(size, Imm) and size.value == width else e.use(size, "u32")
     load, store = (e.code.site(ins, space, verb, width) for space, verb in (("global", "load"), ("shared", "store")))
-    to, of = _address(e, target, "shared"), _address(e, source, "global")
+    to, of = address(e, target, "shared"), address(e, source, "global")
     e.line(f"m.copies.issue({to}, {of}, {size}, {width}, L, {load}, {store})")
-
-
-def _address(e, operand, space: str) -> str:
-    """Return (address, offset, space) as translated code."""
-    base = operand.base
-    kind = f"u{8 * e.register(base.name)[1].itemsize}" if isinstance(base, Reg) else "u64"
-    return f"({e.use(base, kind)}, {operand.offset}, {space!r})"

@@ -46,6 +46,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in (
 
 Rule = Callable[["Emitter", Instruction, "Modifiers"], None]
 RULES: dict[str, Rule] = {}
+WAIT_RULES: dict[str, Rule] = {}  # of what may end a block: they check it, and register its site
 HELPERS: dict[str, object] = {"np": np, **{name: dtype for dtype, name in _DTYPE_NAMES.items()}}
 _VARIABLE = re.compile(r"\b[vr]\d+\b")
 
@@ -56,6 +57,16 @@ def rule(*opcodes: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for opcode in opcodes:
             RULES[opcode] = function
+        return function
+
+    return register
+
+
+def wait_rule(opcode: str) -> Callable[[Rule], Rule]:
+    """Register the rule of an opcode that ends a block."""
+
+    def register(function: Rule) -> Rule:
+        WAIT_RULES[opcode] = function
         return function
 
     return register
@@ -133,6 +144,8 @@ class KernelCode:
         self.namespace: dict[str, object] = dict(HELPERS)
         self._constants: dict[tuple, str] = {}
         self.sites: list[Site] = []
+        self.waits: dict[int, Site] = {}  # of the wait that ends a block
+        self.accumulators = _accumulators(flat)  # registers that may hold tokens of wgmma
         self.dtypes = self._register_dtypes()
 
     def _register_dtypes(self) -> dict[str, np.dtype]:
@@ -153,6 +166,8 @@ class KernelCode:
             width = TYPE_BYTES[self.kind(name)]
             ranked = sorted((-count, kind) for kind, count in votes.get(name, {}).items() if TYPE_BYTES[kind] == width)
             dtypes[name] = DTYPES[ranked[0][1]] if ranked else DTYPES[self.kind(name)]
+            if name in self.accumulators:
+                dtypes[name] = DTYPES[self.accumulators[name]]
         return dtypes
 
     def kind(self, register: str) -> str:
@@ -165,7 +180,7 @@ class KernelCode:
 
     def constant(self, value) -> str:
         """Return the name of a constant in translated code."""
-        key = (type(value), value.tobytes()) if isinstance(value, np.generic) else (type(value), id(value))
+        key = (type(value), value.tobytes()) if isinstance(value, np.generic) else (type(value), value)
         name = self._constants.get(key)
         if name is None:
             name = self._constants[key] = f"K{len(self._constants)}"
@@ -330,13 +345,12 @@ class Emitter:
         for instruction in self.block.instructions:
             self.instruction = instruction
             found = RULES.get(instruction.opcode)
-            modifiers = Modifiers(instruction)
             if found is None:
                 raise unsupported(instruction.name, self.line_number)
-            try:
-                found(self, instruction, modifiers)
-            except (Refused, ValueError) as error:
-                raise unsupported(instruction.name, self.line_number, str(error)) from error
+            self._translate(found, instruction)
+        if self.block.kind == "wait":
+            self.instruction = self.block.last
+            self._translate(WAIT_RULES[self.block.last.opcode], self.block.last)
         outputs, values = [], []
         wanted = self.block.live_out | self._read_by_end()
         for name, (variable, dtype) in self.current.items():
@@ -347,6 +361,26 @@ class Emitter:
         name = f"block_{self.block.index}"
         head = f"def {name}({', '.join(['m', 'L', *self.inputs.values()])}):"
         return "\n    ".join([head, *_with_deletions(self.lines)]), list(self.inputs), outputs
+
+    def _translate(self, found: Rule, instruction: Instruction) -> None:
+        try:
+            if self.code.accumulators and instruction.opcode not in ("wgmma", "mov"):
+                self._check_accumulators(instruction)
+            found(self, instruction, Modifiers(instruction))
+        except (Refused, ValueError) as error:
+            raise unsupported(instruction.name, self.line_number, str(error)) from error
+
+    def _check_accumulators(self, instruction: Instruction) -> None:
+        """Emit a look at registers that may hold what wgmma has not finished."""
+        from ..control_flow import read
+
+        names = [name for name in read(instruction) if name in self.code.accumulators]
+        values = [self.register(name)[0] for name in names]
+        values = [value for value in dict.fromkeys(values) if (value, "checked") not in self.forms]
+        if values:
+            site = self.code.site(instruction, "", instruction.opcode, 4)
+            self.line(f"if m.warpgroups.accumulators: m.warpgroups.check(({', '.join(values)},), L, {site})")
+            self.forms.update({(value, "checked"): value for value in values})
 
     def _read_by_end(self) -> int:
         """Return the registers that the block's end reads: a branch's predicate, a barrier's operands."""
@@ -382,6 +416,28 @@ def _lowest_offsets(block: Block) -> dict[str, int]:
             if isinstance(operand, Mem) and isinstance(operand.base, Reg):
                 lowest[operand.base.name] = min(lowest.get(operand.base.name, 0), operand.offset)
     return lowest
+
+
+def _accumulators(flat: Flat) -> dict[str, str]:
+    """Return the registers that a wgmma's result may be in, and as what: f32, or u32 for two of float16."""
+    found: dict[str, str] = {}
+    moves: dict[str, list[str]] = {}
+    for item in flat.body:
+        if not isinstance(item, Instruction):
+            continue
+        if item.opcode == "wgmma" and "mma_async" in item.modifiers:
+            kind = "f32" if "f32" in item.modifiers[4:5] else "u32"
+            found.update({register.name: kind for register in item.operands[0].items})
+        elif item.opcode == "mov" and all(isinstance(operand, Reg) for operand in item.operands):
+            moves.setdefault(item.operands[1].name, []).append(item.operands[0].name)
+    waiting = list(found)
+    while waiting:
+        name = waiting.pop()
+        for target in moves.get(name, ()):
+            if target not in found:
+                found[target] = found[name]
+                waiting.append(target)
+    return found
 
 
 def translate_block(code: KernelCode, block: Block) -> tuple[Callable, list[str], list[str], str]:

@@ -214,7 +214,13 @@ def _needed(e, ins, target) -> bool:
 
 @rule("membar", "fence")
 def _fence(e, ins, m):
-    """Memory is in program order here; a fence has nothing left to do."""
+    """Memory is in program order here; a fence has nothing left to do, but for what a trace knows of proxies."""
+    if m.left[:2] == ["proxy", "async"]:
+        m.left = m.left[2:]
+        m.one_of("shared_cta", "shared_cluster", "global")
+        m.finish()
+        e.line("m.observations.fenced(L)")
+        return
     m.left = [word for word in m.left if word not in ("gl", "sc", "proxy", "alias", "mbarrier_init", *_SCOPES, *_ORDER)]
     m.finish()
 

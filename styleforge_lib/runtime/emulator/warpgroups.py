@@ -1,0 +1,649 @@
+"""wgmma: matrix products of four warps, which run on while the threads go on.
+
+`mma_async` notes a product and leaves tokens in the accumulator's registers: NaN whose bits name the accumulator. The
+operands in shared memory are read as late as possible, when `wait_group` lets the product's group be complete: what
+has been overwritten too early is wrong, as it may be on a GPU. The wait then puts the numbers where the tokens are. An
+instruction other than `mov` that meets a token before is a fault: "wgmma without its wait".
+
+An operand in shared memory is described by a 64-bit descriptor: bits 0-13 the start, 16-29 the leading byte offset
+(LBO), 32-45 the stride byte offset (SBO), all in units of 16 bytes, and 62-63 the swizzle. In units of 16 bytes u and
+with W = 1, 2, 4, 8 of them in a row of no, 32-, 64- and 128-byte swizzle, an operand with K along its rows has
+
+    row r, u of K        W * 16 * (r % 8) + SBO * (r // 8) + 16 * u        (without swizzle: LBO * u for the last)
+
+and a transposed one, with M or N along its rows,
+
+    row k, u of M or N   W * 16 * (k % 8) + SBO * (k // 8) + 16 * (u % W) + LBO * (u // W)
+                         (without swizzle: 16 * (k % 8) + LBO * (k // 8) + SBO * u)
+
+The swizzle exchanges bits of the final address, wherever the operand starts: bits 4-6 ^= bits 7-9 for 128 bytes, 4-5 ^=
+7-8 for 64, 4 ^= 7 for 32.
+
+Products are exact, summed in float64 over the products of a group that follow each other, and rounded once. A tensor
+core aligns the products and cuts bits off, so its last bits differ.
+
+Contents: `Shape` (what an instruction multiplies), `Groups` (lanes as warpgroups), `chunks`, `Warpgroups`.
+Sources: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"; CUTLASS, `mma_sm90_desc.hpp` for the layouts.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .control_flow import Block
+from .faults import EmulatorFault
+from .lanes import Lanes
+from .memory import BANK_SHIFT, Site, _triple
+from .tokens import TOKENS, Tokens, is_token, token_numbers
+
+WARPGROUP = 128
+ROWS = 64
+KIND = "wgmma without its wait"
+_SWIZZLE_UNITS = (1, 8, 4, 2)  # by the descriptor's two bits
+_PAIRS_AT_ONCE = 32  # warpgroups whose products are made together: their operands stay in the cache
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one instruction multiplies: 64 by `columns`, `depth` deep, of elements of `kind`, to float32 or float16."""
+
+    columns: int
+    depth: int
+    kind: str
+    result: str
+    transposed_a: bool
+    transposed_b: bool
+    negated: bool
+    """Whether one of the two scales is -1."""
+
+
+class Groups:
+    """The warpgroups of a set of lanes: pairs (warpgroup, block), and registers as arrays over them."""
+
+    def __init__(self, lanes: Lanes):
+        universe = lanes.universe
+        self.lanes, self.flat = lanes, lanes.index is not None
+        count = universe.threads // WARPGROUP
+        rows = None if self.flat else lanes.thread[:, 0]
+        if not self.flat and rows.size % WARPGROUP == 0 and self._whole(rows):
+            self.complete = True
+            groups = rows[::WARPGROUP] // WARPGROUP
+            blocks = lanes.block[0]
+            self.pairs = (groups[:, None] * universe.blocks + blocks[None, :]).reshape(-1)
+        else:
+            mask = lanes.mask()
+            inside = mask[: count * WARPGROUP].reshape(count, WARPGROUP, universe.blocks)
+            whole = inside.all(axis=1)
+            self.complete = int(whole.sum()) * WARPGROUP == lanes.count
+            self.flat = True
+            self.pairs = np.flatnonzero(whole)
+        self.blocks = self.pairs % universe.blocks
+        self.warpgroups = self.pairs // universe.blocks
+
+    @staticmethod
+    def _whole(rows: np.ndarray) -> bool:
+        wide = rows.reshape(-1, WARPGROUP)
+        return bool((wide[:, 0] % WARPGROUP == 0).all() and (wide[:, -1] - wide[:, 0] == WARPGROUP - 1).all())
+
+    def spread(self, value) -> np.ndarray:
+        """Return a value as (pairs, 128)."""
+        lanes = self.lanes
+        value = lanes.expand(value)
+        if self.flat:
+            universe = lanes.universe
+            wide = np.zeros(universe.size, value.dtype)
+            wide[lanes.positions()] = value.reshape(-1)
+            count = universe.threads // WARPGROUP
+            wide = wide[: count * WARPGROUP * universe.blocks].reshape(count, WARPGROUP, universe.blocks)
+            return wide.transpose(0, 2, 1).reshape(-1, WARPGROUP)[self.pairs]
+        wide = value.reshape(-1, WARPGROUP, value.shape[1])
+        return wide.transpose(0, 2, 1).reshape(-1, WARPGROUP)
+
+    def collect(self, value: np.ndarray) -> np.ndarray:
+        """Return (..., pairs, 128) as values of the lanes."""
+        lanes = self.lanes
+        universe = lanes.universe
+        head = value.shape[:-2]
+        if self.flat:
+            wide = np.zeros((*head, universe.threads, universe.blocks), value.dtype)
+            thread = (self.warpgroups[:, None] * WARPGROUP + np.arange(WARPGROUP)).reshape(-1)
+            wide[..., thread, np.repeat(self.blocks, WARPGROUP)] = value.reshape(*head, -1)
+            return wide.reshape(*head, -1)[..., lanes.positions()].reshape(*head, *lanes.shape)
+        blocks = lanes.shape[1]
+        wide = value.reshape(*head, -1, blocks, WARPGROUP).swapaxes(-1, -2)
+        return np.ascontiguousarray(wide).reshape(*head, *lanes.shape)
+
+    def one_each(self, value) -> np.ndarray | None:
+        """Return a value that is the same in all threads of a warpgroup as (pairs,); None where it is not."""
+        if not isinstance(value, np.ndarray):
+            return np.full(self.pairs.size, value)
+        if not self.flat and value.shape[0] == 1:
+            return np.broadcast_to(value, (self.pairs.size // self.lanes.shape[1], self.lanes.shape[1])).reshape(-1)
+        wide = self.spread(value)
+        return wide[:, 0] if (wide == wide[:, :1]).all() else None
+
+
+# --- where an operand lies --------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def chunks(descriptor: int, rows: int, depth_bytes: int, transposed: bool) -> np.ndarray:
+    """Return the shared addresses of an operand's 16-byte pieces: (rows, depth_bytes / 16); transposed, (K, rows / 8).
+
+    rows is M or N; a transposed operand has elements of 2 bytes.
+    """
+    start, leading, stride = ((descriptor >> place & 0x3FFF) << 4 for place in (0, 16, 32))
+    mode = descriptor >> 62 & 3
+    units = _SWIZZLE_UNITS[mode]
+    if transposed:
+        k, u = np.indices((depth_bytes // 2, rows // 8))
+        if mode:
+            offset = units * 16 * (k % 8) + stride * (k // 8) + 16 * (u % units) + leading * (u // units)
+        else:
+            offset = 16 * (k % 8) + leading * (k // 8) + stride * u
+    else:
+        r, u = np.indices((rows, depth_bytes // 16))
+        offset = units * 16 * (r % 8) + stride * (r // 8) + (16 * u if mode else leading * u)
+    return swizzled(start + offset, units)
+
+
+def swizzled(address: np.ndarray, units: int) -> np.ndarray:
+    """Exchange 16-byte pieces within rows of `units` of them."""
+    return address ^ ((address >> 7 & units - 1) << 4)
+
+
+@functools.lru_cache(maxsize=256)
+def word_indices(descriptors: tuple[int, ...], rows: int, depth_bytes: int, transposed: bool) -> np.ndarray:
+    """Return shared addresses of all 4-byte words of some operands that follow each other along K, flattened."""
+    found = [chunks(descriptor, rows, depth_bytes, transposed) for descriptor in descriptors]
+    whole = np.concatenate(found, axis=0 if transposed else 1)
+    return (whole[..., None] + 4 * np.arange(4)).reshape(-1)
+
+
+def numbers(words: np.ndarray, kind: str) -> np.ndarray:
+    """32-bit words as the numbers in them, in float64."""
+    if kind == "f16":
+        return words.view(np.float16).astype(np.float64)
+    if kind == "bf16":
+        return (words.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return (words & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+
+
+# --- products on their way --------------------------------------------------------------------------------------------
+
+
+class Accumulator:
+    """64 by N numbers for each warpgroup of the batch, and what has not been added to them yet."""
+
+    def __init__(self, number: int, pairs: int, shape: Shape, line: int):
+        self.number, self.line = number, line
+        self.columns, self.result = shape.columns, shape.result
+        self.data = np.zeros((pairs, ROWS, shape.columns), np.float32 if shape.result == "f32" else np.float16)
+        self.unfinished = np.zeros(pairs, np.int64)
+        self.held = np.zeros(pairs, bool)  # whether registers hold tokens of it
+        count = shape.columns // (2 if shape.result == "f32" else 4)
+        self.tokens = TOKENS.of(number, count, shape.result)
+
+    def take(self, groups: Groups, values: tuple) -> None:
+        """Set the numbers of some warpgroups from their registers."""
+        wide = np.stack([groups.spread(value).view(np.uint32) for value in values])  # (registers, pairs, 128)
+        count, pairs = wide.shape[0], wide.shape[1]
+        if self.result == "f32":
+            # register: 4 j + 2 h + e; thread: 32 w + 4 g + t; row 16 w + 8 h + g, column 8 j + 2 t + e
+            parts = wide.view(np.float32).reshape(count // 4, 2, 2, pairs, 4, 8, 4)
+            self.data[groups.pairs] = parts.transpose(3, 4, 1, 5, 0, 6, 2).reshape(pairs, ROWS, -1)
+        else:
+            parts = wide.view(np.float16).reshape(count // 2, 2, pairs, 4, 8, 4, 2)
+            self.data[groups.pairs] = parts.transpose(2, 3, 1, 4, 0, 5, 6).reshape(pairs, ROWS, -1)
+
+    def registers(self, pairs: np.ndarray) -> np.ndarray:
+        """Return the numbers of some warpgroups as (registers, pairs, 128)."""
+        data = self.data[pairs]
+        if self.result == "f32":
+            parts = data.reshape(pairs.size, 4, 2, 8, self.columns // 8, 4, 2)
+            return np.ascontiguousarray(parts.transpose(4, 2, 6, 0, 1, 3, 5)).reshape(-1, pairs.size, WARPGROUP)
+        parts = data.reshape(pairs.size, 4, 2, 8, self.columns // 8, 4, 2)
+        parts = np.ascontiguousarray(parts.transpose(4, 2, 0, 1, 3, 5, 6))
+        return parts.view(np.uint32).reshape(-1, pairs.size, WARPGROUP)
+
+
+@dataclass(slots=True)
+class _Product:
+    """One wgmma.mma_async of some warpgroups."""
+
+    accumulator: Accumulator
+    shape: Shape
+    pairs: np.ndarray
+    a: np.ndarray
+    """Descriptors, (pairs,); or, of A in registers, words (pairs, 64, depth in words)."""
+    b: np.ndarray
+    adds: np.ndarray
+    group: np.ndarray
+    site: Site
+
+    def part(self, mask: np.ndarray) -> _Product:
+        return _Product(self.accumulator, self.shape, self.pairs[mask], self.a[mask], self.b[mask], self.adds[mask],
+                        self.group[mask], self.site)  # fmt: skip
+
+    def extends(self, other: _Product) -> bool:
+        """Whether this product can be added to the same numbers at once with another."""
+        return (
+            self.accumulator is other.accumulator
+            and self.shape == other.shape
+            and self.a.ndim == other.a.ndim
+            and bool(self.adds.all())
+            and np.array_equal(self.pairs, other.pairs)
+        )
+
+
+class Warpgroups:
+    """The products of one batch that are on their way."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        pairs = max(1, batch.universe.threads // WARPGROUP) * batch.universe.blocks
+        self.products: list[_Product] = []
+        self.accumulators: dict[int, Accumulator] = {}
+        self.committed = np.zeros(pairs, np.int64)
+        self.fenced = np.zeros(pairs, bool)
+        self._count = 0
+        self._fence_waits: dict[int, np.ndarray] = {}
+        self._examined: set[tuple] = set()
+
+    # --- what translated code calls --------------------------------------------------------------------------------
+
+    def multiply(self, shape: Shape, accumulator: tuple, a, b, adds, lanes: Lanes, site: Site) -> tuple:
+        """wgmma.mma_async: returns what the accumulator's registers hold until it is waited for."""
+        groups = self._groups(lanes, site)
+        if isinstance(a, tuple):
+            a = self._fragment(groups, a, shape)
+        else:
+            a = self._descriptor(groups, a, "A", ROWS, shape, site)
+        b = self._descriptor(groups, b, "B", shape.columns, shape, site)
+        adds = groups.one_each(adds)
+        if adds is None:
+            raise self._fault(groups, site, "scale-d differs between the threads of a warpgroup")
+        held = self._held(accumulator, groups, shape, site)
+        if held is None:
+            self._check_fence(groups, site)
+            held = self._new(shape, groups, site)
+            if adds.any():
+                held.take(groups, self._settled(accumulator, lanes, site))
+        product = _Product(held, shape, groups.pairs, a, b, adds, self.committed[groups.pairs], site)
+        held.unfinished[groups.pairs] += 1
+        self.products.append(product)
+        self.batch.observations.multiplied(product, self)
+        return held.tokens
+
+    def commit(self, lanes: Lanes, site: Site) -> None:
+        """wgmma.commit_group."""
+        self.committed[self._groups(lanes, site).pairs] += 1
+
+    def check(self, values: tuple, lanes: Lanes, site: Site) -> None:
+        """Raise where an instruction reads an accumulator that has not been waited for."""
+        for value in values:
+            found = is_token(value)
+            if isinstance(found, np.ndarray):
+                found = found & np.isin(token_numbers(value)[0], list(self.accumulators))
+            elif found:
+                found = int(token_numbers(value)[0]) in self.accumulators
+            if np.any(found):
+                full = lanes.expand(value).reshape(-1)
+                bad = lanes.expand(found)
+
+                def tail(place: int, full=full) -> str:
+                    line = self.accumulators[int(token_numbers(full[place])[0])].line
+                    return (
+                        f"reads an accumulator of the product at line {line}, which may not be complete: put "
+                        "wgmma.commit_group and wgmma.wait_group between them"
+                    )
+
+                raise self._worded(site, bad, lanes, tail)
+
+    # --- what ends a block -----------------------------------------------------------------------------------------
+
+    def reach(self, block: Block, lanes: Lanes) -> None:
+        """wgmma.fence and wgmma.wait_group."""
+        instruction, target = block.last, block.targets[0]
+        if "fence" in instruction.modifiers:
+            self._fence(target, lanes, block.index)
+            return
+        groups = self._groups(lanes, self.batch.plan.code.waits[block.index])
+        if self.products:
+            self._finish(groups, int(instruction.operands[0].value))
+        if self.accumulators:
+            self._fill_in(self.batch.plan.graph.blocks[target].live_in, groups)
+        self.batch.go(target, lanes)
+
+    def _fence(self, target: int, lanes: Lanes, place: int) -> None:
+        """Let warpgroups on that are whole; the others wait for their warps."""
+        parked = self._fence_waits.pop(place, None)
+        if parked is None:
+            groups = groups_of(lanes)
+            if groups.complete:
+                self.fenced[groups.pairs] = True
+                self.batch.go(target, lanes)
+                return
+        mask = lanes.mask() if parked is None else lanes.mask() | parked
+        universe = self.batch.universe
+        count = universe.threads // WARPGROUP * WARPGROUP
+        inside = mask[:count].reshape(-1, WARPGROUP, universe.blocks)
+        whole = np.repeat(inside.all(axis=1), WARPGROUP, axis=0)
+        ready = np.zeros_like(mask)
+        ready[:count] = whole
+        if ready.any():
+            going = universe.from_mask(ready)
+            self.fenced[groups_of(going).pairs] = True
+            self.batch.go(target, going)
+        if (rest := mask & ~ready).any():
+            self._fence_waits[place] = rest
+
+    @property
+    def parked(self) -> list[int]:
+        """The blocks that lanes enter once their warpgroup is whole."""
+        return [self.batch.plan.graph.blocks[place].targets[0] for place in self._fence_waits]
+
+    def stuck(self) -> None:
+        """Raise where a warp waits for the rest of its warpgroup at a wgmma.fence."""
+        place, mask = next(iter(self._fence_waits.items()))
+        lanes = self.batch.universe.from_mask(mask)
+        raise self._fault_incomplete(lanes, self.batch.plan.code.waits[place])
+
+    # --- accumulators ----------------------------------------------------------------------------------------------
+
+    def _new(self, shape: Shape, groups: Groups, site: Site) -> Accumulator:
+        number = TOKENS.next_number(self._count, self.accumulators)
+        self._count = number
+        pairs = self.committed.size
+        found = self.accumulators[number] = Accumulator(number, pairs, shape, site.line)
+        found.held[groups.pairs] = True
+        return found
+
+    def _held(self, values: tuple, groups: Groups, shape: Shape, site: Site) -> Accumulator | None:
+        """Return the accumulator whose tokens are in the registers; None where they hold numbers."""
+        first = values[0]
+        if not np.any(is_token(first)):
+            return None
+        number = token_numbers(first)[0]
+        if isinstance(number, np.ndarray):
+            if (number != number.reshape(-1)[0]).any():
+                return self._joined(values, groups, shape, site)
+            number = number.reshape(-1)[0]
+        found = self.accumulators.get(int(number))
+        if found is None or found.columns != shape.columns or found.result != shape.result:
+            return None
+        if values is found.tokens or all(one is other for one, other in zip(values, found.tokens, strict=True)):
+            return found
+        for value, token in zip(values, found.tokens, strict=True):
+            if np.any(_bits(value) != _bits(token)):
+                return None
+        return found
+
+    def _joined(self, values: tuple, groups: Groups, shape: Shape, site: Site) -> Accumulator | None:
+        """Warpgroups that hold different accumulators issue one product: finish each, and go on with a new one."""
+        number = groups.spread(token_numbers(values[0])[0])[:, 0]
+        new = self._new(shape, groups, site)
+        for one in np.unique(number).tolist():
+            old = self.accumulators.get(int(one))
+            if old is None or old.columns != shape.columns or old.result != shape.result:
+                return None
+            pairs = groups.pairs[number == one]
+            self._run([product for product in self.products if product.accumulator is old], pairs)
+            new.data[pairs] = old.data[pairs]
+            self._release(old, pairs)
+        return new
+
+    def _release(self, accumulator: Accumulator, pairs: np.ndarray) -> None:
+        accumulator.held[pairs] = False
+        if not accumulator.held.any():
+            self.accumulators.pop(accumulator.number, None)
+
+    def _settled(self, values: tuple, lanes: Lanes, site: Site) -> tuple:
+        self.check(values, lanes, site)
+        return values
+
+    def _fill_in(self, live: int, groups: Groups) -> None:
+        """Put numbers where registers hold tokens of products that are complete."""
+        batch = self.batch
+        ready = {}
+        for number, accumulator in self.accumulators.items():
+            done = groups.pairs[(accumulator.unfinished[groups.pairs] == 0) & accumulator.held[groups.pairs]]
+            if done.size:
+                ready[number] = done
+        if not ready:
+            return
+        code, bit = batch.plan.code, batch.plan.graph.bit
+        whole: dict[int, np.ndarray] = {}
+        for number, done in ready.items():
+            if done.size == groups.pairs.size:
+                whole[number] = groups.collect(self.accumulators[number].registers(groups.pairs))
+        for name in code.accumulators:
+            if not live >> bit[name] & 1:
+                continue
+            value = groups.lanes.gather(batch.values[bit[name]])
+            found = is_token(value)
+            if not np.any(found):
+                continue
+            number, index = token_numbers(value)
+            if not isinstance(number, np.ndarray):
+                if int(number) in whole:
+                    batch.put(bit[name], self._as_held(whole[int(number)][int(index)], value), groups.lanes)
+                    continue
+                number, index = np.full(groups.lanes.shape, number), np.full(groups.lanes.shape, index)
+                value, found = groups.lanes.expand(value), np.ones(groups.lanes.shape, bool)
+            number, index = groups.lanes.expand(number), groups.lanes.expand(index)
+            result = groups.lanes.expand(value).copy()
+            for one, done in ready.items():
+                here = groups.lanes.expand(found & (number == one))
+                if not here.any():
+                    continue
+                if one not in whole:
+                    wide = np.zeros((len(self.accumulators[one].tokens), groups.pairs.size, WARPGROUP), value.dtype)
+                    chosen = np.isin(groups.pairs, done)
+                    wide[:, chosen] = self.accumulators[one].registers(done).view(value.dtype)
+                    complete = np.broadcast_to(chosen[:, None], wide.shape[1:])
+                    here = here & groups.collect(np.ascontiguousarray(complete))
+                    full = groups.collect(wide)
+                else:
+                    full = whole[one]
+                for position in np.unique(index[here]).tolist():
+                    mask = here & (index == position)
+                    result[mask] = full[position].view(value.dtype)[mask]
+            batch.put(bit[name], result, groups.lanes)
+        for number, done in ready.items():
+            self._release(self.accumulators[number], done)
+            self.fenced[done] = False
+
+    @staticmethod
+    def _as_held(value: np.ndarray, held) -> np.ndarray:
+        return value.view(held.dtype)
+
+    # --- computing -------------------------------------------------------------------------------------------------
+
+    def _finish(self, groups: Groups, newest: int) -> None:
+        """Compute the groups of these warpgroups but the newest."""
+        self._run(self.products, groups.pairs, newest)
+
+    def _run(self, products: list[_Product], pairs: np.ndarray, newest: int | None = None) -> None:
+        mine = np.zeros(self.committed.size, bool)
+        mine[pairs] = True
+        now: list[_Product] = []
+        left: dict[int, _Product | None] = {}
+        for product in products:
+            done = mine[product.pairs]
+            if newest is not None:
+                done = done & (product.group < self.committed[product.pairs] - newest)
+            if not done.any():
+                continue
+            now.append(product if done.all() else product.part(done))
+            left[id(product)] = None if done.all() else product.part(~done)
+        if not now:
+            return
+        self.products = [rest for product in self.products if (rest := left.get(id(product), product)) is not None]
+        run: list[_Product] = []
+        for product in now:
+            if run and not product.extends(run[-1]):
+                self._add(run)
+                run = []
+            run.append(product)
+        self._add(run)
+
+    def _add(self, run: list[_Product]) -> None:
+        """Add products that follow each other to one accumulator, as one product along all their K."""
+        first = run[0]
+        shape, accumulator = first.shape, first.accumulator
+        blocks = self.batch.universe.blocks
+        width = 4 if shape.kind == "tf32" else 2
+        depth = shape.depth * width
+        in_registers = first.a.ndim > 1
+        key = np.stack([*([] if in_registers else [p.a for p in run]), *[p.b for p in run]])
+        kinds, which = np.unique(key, axis=1, return_inverse=True)
+        which = which.reshape(-1)
+        tiles: dict[tuple, np.ndarray] = {}
+        for number in range(kinds.shape[1]):
+            descriptors = tuple(int(value) for value in kinds[:, number])
+            a, b = ((), descriptors) if in_registers else (descriptors[: len(run)], descriptors[len(run) :])
+            chosen = np.flatnonzero(which == number)
+            for start in range(0, chosen.size, _PAIRS_AT_ONCE):
+                some = chosen[start : start + _PAIRS_AT_ONCE]
+                pairs = first.pairs[some]
+                owners = pairs % blocks
+                if in_registers:
+                    words = np.concatenate([product.a[some] for product in run], axis=2)
+                    left = numbers(words, shape.kind)
+                else:
+                    left = self._tile(tiles, a, owners, ROWS, depth, shape.transposed_a, shape.kind, first.site)
+                right = self._tile(tiles, b, owners, shape.columns, depth, shape.transposed_b, shape.kind, first.site)
+                total = np.matmul(left, right.swapaxes(-1, -2))
+                if shape.negated:
+                    np.negative(total, out=total)
+                adds = first.adds[some]
+                if adds.all():
+                    total += accumulator.data[pairs]
+                elif adds.any():
+                    total[adds] += accumulator.data[pairs[adds]]
+                accumulator.data[pairs] = total
+        for product in run:
+            accumulator.unfinished[product.pairs] -= 1
+            self.batch.observations.multiplied_now(product, self)
+
+    def _tile(self, tiles, descriptors, owners, rows: int, depth: int, transposed: bool, kind: str, site: Site):
+        """Return an operand as (owners, rows, K) in float64."""
+        key = (descriptors, rows, transposed, owners.tobytes())
+        found = tiles.get(key)
+        if found is None:
+            address = word_indices(descriptors, rows, depth, transposed)
+            region = self.batch.memory.shared[int(address[0]) >> BANK_SHIFT]
+            words = region.words[((address - region.base) >> 2)[:, None], owners[None, :]]
+            words = np.ascontiguousarray(words.T)
+            width = 4 if kind == "tf32" else 2
+            shape = (-1, rows) if transposed else (rows, -1)
+            found = numbers(words, kind).reshape(owners.size, *shape)
+            if transposed:
+                found = found.swapaxes(-1, -2)
+            tiles[key] = found
+            assert found.shape[-1] == depth // width * len(descriptors)
+        return found
+
+    # --- operands --------------------------------------------------------------------------------------------------
+
+    def _fragment(self, groups: Groups, registers: tuple, shape: Shape) -> np.ndarray:
+        """Return A in registers, as words (pairs, 64, depth in words)."""
+        wide = np.stack([groups.spread(value).view(np.uint32) for value in registers])
+        # register 2 c + h, thread 32 w + 4 g + t: row 16 w + 8 h + g, word 4 c + t
+        parts = wide.reshape(2, 2, -1, 4, 8, 4)
+        return np.ascontiguousarray(parts.transpose(2, 3, 1, 4, 0, 5)).reshape(-1, ROWS, 8)
+
+    def _descriptor(self, groups: Groups, value, which: str, rows: int, shape: Shape, site: Site) -> np.ndarray:
+        found = groups.one_each(value)
+        if found is None:
+            raise self._fault(groups, site, f"the descriptor of {which} differs between the threads of a warpgroup")
+        found = found.astype(np.uint64)
+        transposed = shape.transposed_a if which == "A" else shape.transposed_b
+        for descriptor in np.unique(found).tolist():
+            key = (descriptor, rows, shape, transposed)
+            if key not in self._examined:
+                self.examine(descriptor, rows, shape, transposed, groups.pairs[found == descriptor], site)
+                self._examined.add(key)
+        return found
+
+    def examine(self, descriptor: int, rows: int, shape: Shape, transposed: bool, pairs, site: Site):
+        """Return (variable, its words) that a descriptor covers; raises where it leaves shared memory."""
+        depth = shape.depth * (4 if shape.kind == "tf32" else 2)
+        address = word_indices((descriptor,), rows, depth, transposed)
+        region = self.batch.memory.shared.get(int(address[0]) >> BANK_SHIFT)
+        low, high = int(address.min()), int(address.max()) + 4
+        if region is None or low < region.base or high > region.base + region.size:
+            size = region.size if region is not None else 0
+            base = region.base if region is not None else 0
+            raise self._fault_pairs(
+                pairs, "out of bounds", site,
+                f"a descriptor (start {(descriptor & 0x3FFF) << 4:#x}) covers bytes {low - base} to {high - base - 1} "
+                f"of {size} in shared memory",
+            )  # fmt: skip
+        return region, (address - region.base) >> 2
+
+    # --- faults ----------------------------------------------------------------------------------------------------
+
+    def _groups(self, lanes: Lanes, site: Site) -> Groups:
+        groups = groups_of(lanes)
+        if not groups.complete:
+            raise self._fault_incomplete(lanes, site)
+        return groups
+
+    def _check_fence(self, groups: Groups, site: Site) -> None:
+        late = ~self.fenced[groups.pairs]
+        if late.any():
+            raise self._fault_pairs(
+                groups.pairs[late], "wgmma without its fence", site,
+                "registers of this product were written by other instructions: wgmma.fence.sync.aligned must come "
+                "before it",
+            )  # fmt: skip
+
+    def _fault_incomplete(self, lanes: Lanes, site: Site) -> EmulatorFault:
+        mask = lanes.mask()
+        universe = lanes.universe
+        count = universe.threads // WARPGROUP * WARPGROUP
+        whole = np.zeros_like(mask)
+        inside = mask[:count].reshape(-1, WARPGROUP, universe.blocks)
+        whole[:count] = np.repeat(inside.all(axis=1), WARPGROUP, axis=0)
+        bad = lanes.gather(mask & ~whole)
+        return self._worded(
+            site, bad, lanes,
+            lambda _: "all 128 threads of a warpgroup (warps 4n to 4n + 3) must execute it; some of this one do not",
+            "inactive lane",
+        )  # fmt: skip
+
+    def _worded(self, site: Site, bad, lanes: Lanes, tail, kind: str = KIND) -> EmulatorFault:
+        _, block, thread, place = self.batch.memory._culprits(np.asarray(bad), lanes)
+        block_index, thread_index = self.batch.coordinates(block, thread)
+        who = f"block {_triple(block_index)} thread {_triple(thread_index)}"
+        sentence = f"{site.name} at line {site.line}: {who}: {tail(place)}"
+        return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread_index,))
+
+    def _fault(self, groups: Groups, site: Site, story: str) -> EmulatorFault:
+        return self._fault_pairs(groups.pairs, "wgmma", site, story)
+
+    def _fault_pairs(self, pairs: np.ndarray, kind: str, site: Site, story: str) -> EmulatorFault:
+        blocks = self.batch.universe.blocks
+        pair = int(pairs[np.lexsort((pairs // blocks, pairs % blocks))[0]])
+        block_index, thread = self.batch.coordinates(pair % blocks, pair // blocks * WARPGROUP)
+        sentence = f"{site.name} at line {site.line}: block {_triple(block_index)} thread {_triple(thread)}: {story}"
+        return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread,))
+
+
+def groups_of(lanes: Lanes) -> Groups:
+    """Return the warpgroups of a set, made once."""
+    if lanes.groups is None:
+        lanes.groups = Groups(lanes)
+    return lanes.groups
+
+
+def _bits(value):
+    return value.view(np.uint32)
+
+
+__all__ = ["Groups", "Shape", "Tokens", "Warpgroups", "chunks", "groups_of", "swizzled", "word_indices"]

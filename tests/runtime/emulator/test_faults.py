@@ -279,8 +279,8 @@ def test_stale_value_of_an_unnamed_lane_is_a_nan():
 
 
 def test_unknown_instruction_is_refused_by_name_and_line():
-    text = kernel('\n asm volatile("wgmma.fence.sync.aligned;");')
-    with pytest.raises(NotImplementedError, match=r"`wgmma\.fence\.sync\.aligned` \(line 3\)"):
+    text = kernel('\n asm volatile("fence.proxy.tensormap::generic.release.gpu;");')
+    with pytest.raises(NotImplementedError, match=r"`fence\.proxy\.tensormap_generic\.release\.gpu` \(line 3\)"):
         launch(text, FAULTS["trap"], arch="compute_90a")
 
 

@@ -160,7 +160,7 @@ def test_switch_table():
     ("add.rz.ftz.f64 %fd1, %fd1, %fd1;", "add.rz.ftz.f64"), ("frob.b32 %r1, %r1;", "frob.b32"), ("add.sat.f32x2 %rd1, %rd1, %rd1;", "add.sat.f32x2"),
     ("fma.rn.sat.bf16 %rs1, %rs1, %rs1, %rs1;", "fma.rn.sat.bf16"), ("ld.global.L2::cache_hint.b32 %r1, [%rd1], %rd2;", "ld.global"),
     ("min.xorsign.abs.f32 %f1, %f1, %f1;", "min.xorsign.abs.f32"), ("mul.wide.u64 %rd1, %rd1, %rd1;", "mul.wide.u64"),
-    ("barrier.cluster.sync.aligned;", "barrier.cluster.sync.aligned"), ("cp.async.bulk.commit_group;", "cp.async.bulk.commit_group"),
+    ("barrier.cluster.sync.aligned;", "barrier.cluster.sync.aligned"), ("cp.async.bulk.commit_group.x;", "cp.async.bulk.commit_group.x"),
     ("call frob, ();", "call frob"), ("atom.global.add.bf16x2 %r1, [%rd1], %r1;", "atom.global.add.bf16x2"),
 ])  # fmt: skip
 def test_refusals_name_the_instruction_and_its_line(statement, name):

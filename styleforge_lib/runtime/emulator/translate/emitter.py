@@ -350,7 +350,7 @@ class Emitter:
             self._translate(found, instruction)
         if self.block.kind == "wait":
             self.instruction = self.block.last
-            self._translate(WAIT_RULES[self.block.last.opcode], self.block.last)
+            self._translate(WAIT_RULES.get(self.block.last.opcode, _refuse), self.block.last)
         outputs, values = [], []
         wanted = self.block.live_out | self._read_by_end()
         for name, (variable, dtype) in self.current.items():
@@ -416,6 +416,10 @@ def _lowest_offsets(block: Block) -> dict[str, int]:
             if isinstance(operand, Mem) and isinstance(operand.base, Reg):
                 lowest[operand.base.name] = min(lowest.get(operand.base.name, 0), operand.offset)
     return lowest
+
+
+def _refuse(e: Emitter, instruction: Instruction, modifiers: Modifiers) -> None:
+    modifiers.refuse()
 
 
 def _accumulators(flat: Flat) -> dict[str, str]:

@@ -102,7 +102,8 @@ def _register_wait(e, ins, space: str, verb: str, width: int) -> None:
 
 _COPY_HINT = (
     "Use cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes, "
-    "cp.async.bulk.global.shared::cta.bulk_group, cp.reduce.async.bulk.global.shared::cta.bulk_group, cp.async.bulk.commit_group and cp.async.bulk.wait_group."
+    "cp.async.bulk.global.shared::cta.bulk_group, "
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group, cp.async.bulk.commit_group and cp.async.bulk.wait_group."
 )
 _REDUCED_TYPES = {"u32": "U4", "s32": "I4", "u64": "U8", "s64": "I8", "f16": "F2", "f32": "F4", "f64": "F8",
                   "b32": "U4", "b64": "U8"}  # fmt: skip

@@ -505,8 +505,8 @@ def compare_all(found: list[Source], only: str, dry: bool) -> Iterator[Row]:
     for source in found:
         try:
             modules = [source.compile(arch) for arch in (ARCHITECTURES if dry else (None,))]
-            if not dry and modules[0].arch != gpu.card_arch():
-                said = f"it is for {modules[0].arch}, and this card is {gpu.card_arch()}"
+            if source.arch and not dry and source.arch != gpu.card_arch():
+                said = f"it is for {source.arch}, and this card is {gpu.card_arch()}"
                 yield from (Row(name, source.place, verdict="skipped", said=said) for name in modules[0].kernels)
                 continue
             names = [name for name in modules[0].kernels if only in f"{source.place}:{name}"]

@@ -1,47 +1,54 @@
-// The statistics of a plane that many blocks add to, in any order, with the same bits every time.
+// The statistics of planes that many blocks add to, in any order, with the same bits every time.
 //
-//   PlaneSums                              of one channel of one image: the sum and the sum of squares, in fixed point
-//   add_to_plane(plane, n, mean, rest, m2) adds a tile: n numbers, a mean near theirs, the sum of the distances from it
-//                                          and of their squares
-//   plane_affine(plane, n, weight, bias, eps)   (scale, shift) of the instance norm over n numbers: x * scale + shift
+//   tile_sums(n, mean, rest, m2)                  of n numbers in float32 -> their sum and sum of squares, in double
+//   add_to_plane(sums, channels, channel, slot, tile)   adds them to a plane
+//   plane_affine(sums, channels, channel, n, weight, bias, eps)   (scale, shift) of the instance norm over n numbers
 //
+// layout     sums: of one image, int64 [SLOTS][3][channels], zero bytes before the first block adds. SLOTS * channels is
+//            512: blocks that add to the same address wait for each other, about 9 ns each on an H200, so few channels,
+//            which means many pixels, get many slots.
 // why        A convolution's epilogue knows a tile of each plane, and the next layer wants the mean and variance of the
 //            whole. Floating-point atomics would add in the order in which blocks finish: another result every run.
-//            Integers may be added in any order. No buffer of partial results, no kernel in between.
-// numbers    The tile's moments are taken in float32 around a mean of its own, so that mean 4000 and deviation 0.5 are no
-//            trouble. sum counts 2^-24: up to 2^39 in magnitude. Squares are a whole part and a fraction that counts
-//            2^-40; up to 2^20 tiles. They are subtracted in double (E[x^2] - E[x]^2), where 53 bits are left for it.
-//            A tile that is beyond these bounds, infinite or NaN marks the plane, and scale and shift are NaN.
-// zero       The sums start as zero bytes; whoever launches sees to it.
+//            Integers may be added in any order. No buffer of partial results, and no kernel in between.
+// numbers    The tile's moments are taken in float32 around a mean of its own (rest: the sum of distances from it, m2: of
+//            their squares), so that mean 4000 and deviation 0.5 are no trouble. The sum counts in 2^-24, the squares in
+//            ones, and their fractions in 2^-40. They are subtracted in double (E[x^2] - E[x]^2), where 53 bits are left
+//            for it. A tile that is out of range, infinite or NaN marks the plane, and scale and shift are NaN.
 #pragma once
 
-struct PlaneSums {
-    long long sum, squares, fraction;
-};
+constexpr int PLANE_WORDS = 512;
+constexpr long long PLANE_POISON = 1ll << 62;  // in the fractions, which 2^20 tiles leave below 2^60
 
-__device__ inline void add_to(long long* address, long long value) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+__device__ inline double2 tile_sums(float n, float mean, float rest, float m2) {
+    const double center = mean;
+    return {n * center + rest, m2 + center * (2.0 * rest + n * center)};
 }
 
-constexpr long long PLANE_POISON = 1ll << 62;  // in fraction, which otherwise stays below 2^61
-
-__device__ inline void add_to_plane(PlaneSums* plane, float n, float mean, float rest, float m2) {
-    const double center = mean, sum = n * center + rest, squares = m2 + center * (2.0 * rest + n * center);
-    if (!(fabs(sum) < 0x1p38 && squares < 0x1p61)) {
-        atomicOr(reinterpret_cast<unsigned long long*>(&plane->fraction), PLANE_POISON);
+__device__ inline void add_to_plane(long long* sums, int channels, int channel, int slot, double2 tile) {
+    auto* word = reinterpret_cast<unsigned long long*>(sums) + slot % (PLANE_WORDS / channels) * 3 * channels + channel;
+    if (!(fabs(tile.x) < 0x1p38 && tile.y < 0x1p61)) {
+        atomicOr(word + 2 * channels, PLANE_POISON);
         return;
     }
-    const double whole = floor(squares);
-    add_to(&plane->sum, __double2ll_rn(sum * 0x1p24));
-    add_to(&plane->squares, __double2ll_rn(whole));
-    add_to(&plane->fraction, __double2ll_rn((squares - whole) * 0x1p40));
+    const double whole = floor(tile.y);
+    atomicAdd(word, static_cast<unsigned long long>(__double2ll_rn(tile.x * 0x1p24)));
+    atomicAdd(word + channels, static_cast<unsigned long long>(__double2ll_rn(whole)));
+    atomicAdd(word + 2 * channels, static_cast<unsigned long long>(__double2ll_rn((tile.y - whole) * 0x1p40)));
 }
 
-__device__ inline float2 plane_affine(const PlaneSums& plane, double n, float weight, float bias, float eps) {
-    if (plane.fraction >= PLANE_POISON) return {__int_as_float(0x7fffffff), __int_as_float(0x7fffffff)};
-    const double mean = plane.sum * 0x1p-24 / n;
-    const double squares = static_cast<double>(plane.squares) + plane.fraction * 0x1p-40;
-    const double variance = fmax(squares / n - mean * mean, 0.0);
-    const double scale = weight / sqrt(variance + eps);
+__device__ inline float2 plane_affine(const long long* sums, int channels, int channel, double n, float weight, float bias,
+                                      float eps) {
+    long long sum = 0, squares = 0, fraction = 0, marks = 0;
+#pragma unroll 4
+    for (int slot = 0; slot < PLANE_WORDS / channels; slot++) {
+        const long long* word = sums + slot * 3 * channels + channel;
+        sum += word[0];
+        squares += word[channels];
+        fraction += word[2 * channels] & ~PLANE_POISON;
+        marks |= word[2 * channels] & PLANE_POISON;
+    }
+    if (marks) return {__int_as_float(0x7fffffff), __int_as_float(0x7fffffff)};
+    const double mean = sum * 0x1p-24 / n, square = (squares + fraction * 0x1p-40) / n;
+    const double scale = weight / sqrt(fmax(square - mean * mean, 0.0) + eps);
     return {static_cast<float>(scale), static_cast<float>(bias - mean * scale)};
 }

@@ -1,0 +1,130 @@
+"""The 3x3 convolutions of 16-bit activations on Hopper's tensor cores (`cuda/conv2d_hopper.cu`).
+
+Contents
+    LAYERS          (channels in, channels out, stride, upsample) that the kernel is written for
+    fits            does a layer run on it, on this card?
+    pack            a PyTorch weight -> the tiles that the kernel reads
+    launch          one convolution: norm on load, statistics at the end
+
+Reflection, the norm before and the statistics after belong to the kernel; between layers stand the raw sums and their
+planes' sums (`cuda/common/plane_sums.cuh`).
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from styleforge_lib.runtime import compile_cuda
+
+LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 32, 1, True), (64, 128, 2, False), (32, 64, 2, False))
+TILE = (16, 8)  # rows and columns of a warpgroup's pixels
+
+
+@dataclass(frozen=True)
+class Load:
+    """What happens to a number of x on its way in: norm, ReLU, and a residual that is added."""
+
+    norm: bool = False
+    relu: bool = False
+    residual: bool = False
+
+
+def pack(weight: torch.Tensor, *, stride: int = 1, upsample: bool = False) -> torch.Tensor:
+    """Return the tiles of a weight [out, in, 3, 3] in the order in which the kernel reads them, 1-D, of its dtype.
+
+    With `upsample` the nine taps are folded into the four of each phase, in float32.
+    """
+    channels_out, channels_in = weight.shape[:2]
+    w = weight.detach().float().permute(2, 3, 0, 1)  # [y, x, out, in]
+    if upsample:
+        w = _folded(w)  # [phase y, phase x, 2, 2, out, in]
+        if channels_out == 32:  # rows (phase y, phase x, channel); three columns, of which each phase in x has two
+            rows = torch.zeros(2, 3, 2, 2, channels_out, channels_in, device=w.device)
+            for px in range(2):
+                rows[:, px : px + 2, :, px] = w[:, px].permute(1, 2, 0, 3, 4)
+            tiles = rows.flatten(2, 4)[None]
+        else:  # phases in y one after the other; rows (phase x, channel)
+            tiles = w.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
+    elif channels_in == 32:  # two columns make one row of 64 numbers
+        pairs = torch.zeros(3, 2, channels_out, 64, device=w.device)
+        pairs[:, 0] = torch.cat([w[:, 0], w[:, 1]], dim=-1)
+        pairs[:, 1, :, :32] = w[:, 2]
+        tiles = pairs[None]
+    else:
+        tiles = w[None]
+    phases, tall, wide, rows, depth = tiles.shape
+    chunks = tiles.reshape(phases, tall * wide, rows, depth // 64, 8, 8).permute(0, 3, 1, 2, 4, 5)  # chunk, tap, row, group
+    row = torch.arange(rows, device=w.device)[:, None]
+    group = torch.arange(8, device=w.device)[None] ^ (row & 7)
+    return chunks[:, :, :, row, group].to(weight.dtype).contiguous().flatten()
+
+
+def _folded(w: torch.Tensor) -> torch.Tensor:
+    """Fold [3, 3, ...] after doubling by nearest neighbour: [phase y, phase x, 2, 2, ...]."""
+
+    def fold(taps: torch.Tensor) -> torch.Tensor:  # along the first axis: [3, ...] -> [phase, 2, ...]
+        first, middle, last = taps
+        return torch.stack([torch.stack([first, middle + last]), torch.stack([first + middle, last])])
+
+    rows = fold(w)  # [phase y, 2, x, ...]
+    return fold(rows.movedim(2, 0)).movedim((2, 0, 3, 1), (0, 1, 2, 3))
+
+
+@functools.cache
+def _kernel(layer: tuple[int, int, int, bool], load: Load, dtype: torch.dtype, arch: str | None):
+    channels_in, channels_out, stride, upsample = layer
+    defines = {
+        "CHANNELS_IN": channels_in,
+        "CHANNELS_OUT": channels_out,
+        "STRIDE": stride,
+        "UPSAMPLE": int(upsample),
+        "NORM": int(load.norm),
+        "LOAD_RELU": int(load.relu),
+        "RESIDUAL": int(load.residual),
+        "TYPE": "__half" if dtype is torch.float16 else "__nv_bfloat16",
+    }
+    return compile_cuda("conv2d_hopper.cu", defines=defines, arch=arch).kernel("conv2d_hopper")
+
+
+def shared_bytes(layer: tuple[int, int, int, bool]) -> int:
+    """Return the dynamic shared memory of one block; the same sum as SHARED_BYTES in the kernel."""
+    channels_in, _, stride, _ = layer
+    pairs = channels_in == 32
+    rows = (31 if pairs else 15) * stride + 3
+    pitch = 9 if pairs else 18 if stride == 2 else 10
+    chunk = -(-rows * pitch * 128 // 1024) * 1024
+    stages = 2 if stride == 2 and not pairs else 4
+    return chunk * (2 if channels_in == 128 else 1) + stages * (64 if pairs else 128) * 128 + 1024
+
+
+def launch(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    layer: tuple[int, int, int, bool],
+    load: Load,
+    sums_in: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    residual: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    sums_out: torch.Tensor | None = None,
+    arch: str | None = None,
+) -> None:
+    """Launch one convolution. x [N, H, W, in], out [N, H', W', out] contiguous; sums int64 [N, channels, 3]."""
+    images, height, width = x.shape[:3]
+    channels_in, _, stride, upsample = layer
+    rows, columns = (height, width) if upsample else (out.shape[1], out.shape[2])
+    tall = TILE[0] * (2 if channels_in == 32 else 1)
+    tiles = -(-rows // tall) * -(-columns // TILE[1])
+    phases = 2 if upsample and layer[1] == 64 else 1
+    _kernel(layer, load, x.dtype, arch)(
+        (tiles * phases, images),
+        (256,),
+        (x, residual, kept, sums_in, norm_weight, norm_bias, eps, weights.view(torch.uint8), out, sums_out, height, width)
+        + (rows, columns),
+        shared_bytes=shared_bytes(layer),
+    )

@@ -48,14 +48,15 @@ def xray(
     args,
     *,
     shared_bytes: int = 0,
+    cooperative: bool = False,
     blocks: Iterable[int | tuple[int, ...]] | None = None,
 ) -> XRay:
     """Run a launch on the emulator, whatever the kernel's device is, and return what each line did.
 
-    kernel: a Kernel, or a Module with one. grid, block, args, shared_bytes: as for a launch. The arguments are copied
-    first and keep their values; those that share memory share it in the copy too. blocks: which blocks to look at, as
-    linear numbers (x fastest) or (x, y, z); left out, all of a small grid, and of a large one its corners and an even
-    sample (all of them where blocks wait for each other). Blocks that are left out do not run.
+    kernel: a Kernel, or a Module with one. grid, block, args, shared_bytes, cooperative: as for a launch. The arguments
+    are copied first and keep their values; those that share memory share it in the copy too. blocks: which blocks to
+    look at, as linear numbers (x fastest) or (x, y, z); left out, all of a small grid, and of a large one its corners
+    and an even sample (all of them where blocks wait for each other). Blocks that are left out do not run.
 
     A fault of the kernel is not raised but recorded in `.faults`, and the counts end there. TypeError, ValueError: an
     argument or a launch that does not fit, as for a launch. NotImplementedError: an instruction that the emulator does
@@ -69,14 +70,15 @@ def xray(
     copies = _copies(kernel, args)
     if blocks is None:
         waits = any(step.polls for step in kernel.module.program.plan(kernel.entry).blocks)
-        chosen = range(total) if waits else sample_blocks(grid3, block3[0] * block3[1] * block3[2])
+        chosen = range(total) if waits or cooperative else sample_blocks(grid3, block3[0] * block3[1] * block3[2])
     else:
         chosen = [_linear(one, grid3) for one in blocks]
         if not chosen:
             raise ValueError("blocks is empty: name at least one block, or leave it out")
     trace, fault = TimelineTrace(), None
     try:
-        kernel.emulate(grid, block, copies, shared_bytes=shared_bytes, blocks=chosen, trace=trace)
+        options = {"shared_bytes": shared_bytes, "cooperative": cooperative}
+        kernel.emulate(grid, block, copies, **options, blocks=chosen, trace=trace)
     except EmulatorFault as caught:
         fault = caught
     return XRay(kernel, grid3, block3, tuple(chosen), trace, fault)

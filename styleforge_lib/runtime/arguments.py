@@ -5,6 +5,7 @@ Contents
     array           a torch, NumPy or CuPy array -> Array: address and device, when dtype and layout are right
     as_tuple        the arguments, as many as are declared
     launch_shape    grid, block and dynamic shared memory -> six sizes within the limits
+    check_resident  all blocks of a cooperative launch must fit on the card at once
 
 Every refusal names the parameter and says what to do. TypeError: the wrong kind or dtype. ValueError: the right kind, a
 wrong value, shape, layout or device.
@@ -203,6 +204,19 @@ def launch_shape(
             f"are more than the {limits.max_shared} that a block may have on {limits.arch}"
         )
     return (*grid, *block)
+
+
+def check_resident(
+    kernel: str, shape: tuple[int, ...], per_multiprocessor: int, multiprocessors: int, card: str
+) -> None:
+    """ValueError where the blocks of a cooperative launch, which wait for each other, do not fit on a card at once."""
+    blocks, room = math.prod(shape[:3]), per_multiprocessor * multiprocessors
+    if blocks > room:
+        raise ValueError(
+            f"kernel '{kernel}': a cooperative launch of {blocks} blocks of {math.prod(shape[3:6])} threads, but only "
+            f"{room} can be resident at once on {card}: {per_multiprocessor} on each of {multiprocessors} "
+            "multiprocessors. Launch at most that many blocks, and let each do more of the work."
+        )
 
 
 def _sizes(kernel: str, name: str, value: object, maximum: tuple[int, int, int]) -> tuple[int, int, int]:

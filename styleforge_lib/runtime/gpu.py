@@ -3,7 +3,7 @@
 Contents
     available, card_arch    is there a card, and which architecture to compile for
     GpuModule               a cubin in the driver, once for each card
-    GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches
+    GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches, alone or cooperatively
 
 A launch is on the path of every inference, so the usual case (torch tensors of the declared dtypes, Python numbers)
 goes through one written-out comparison, one `struct` that packs every value, and the driver. Whatever is not the usual
@@ -13,12 +13,13 @@ allow, is done when the kernel is made.
 """
 
 import ctypes
+import math
 import struct
 
 import numpy as np
 import torch
 
-from styleforge_lib.runtime.arguments import Array, LaunchLimits, array, as_tuple, launch_shape, scalar
+from styleforge_lib.runtime.arguments import Array, LaunchLimits, array, as_tuple, check_resident, launch_shape, scalar
 from styleforge_lib.runtime.signature import Parameter
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -75,7 +76,10 @@ def _ensure_context() -> None:
 
 
 class GpuLauncher:
-    """One kernel, ready to be launched on any card. Call it as `launcher(grid, block, args, shared_bytes)`."""
+    """One kernel, ready to be launched on any card. Call it as `launcher(grid, block, args, shared_bytes)`.
+
+    `launcher.together(...)` launches cooperatively: the blocks may wait for each other.
+    """
 
     def __init__(self, name: str, entry: str, parameters: tuple[Parameter, ...], module: GpuModule):
         from cupy.cuda import driver
@@ -84,6 +88,7 @@ class GpuLauncher:
         self._launch, self._error = driver.launchKernel, driver.CUDADriverError
         self._stream, self._current = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
         self._functions: dict[int, int] = {}
+        self._resident: dict[tuple[int, int, int], int] = {}
         self._shapes: dict[tuple, tuple[int, ...]] = {}
         self._packets: list[_Packet] = []
         self._packing = struct.Struct("<" + "".join(parameter.format for parameter in parameters))
@@ -105,10 +110,28 @@ class GpuLauncher:
                 try:
                     self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
                 except self._error as error:
-                    self._recover(error, device, shape, packet)
+                    self._recover(error, device, shape, packet, self._launch)
                 self._packets.append(packet)
                 return
         self._launch_with_care(shape, args)
+
+    def together(self, grid, block, args, shared_bytes: int) -> None:
+        """Launch cooperatively: all blocks are resident at once, else ValueError."""
+        shape = self._check_shape(grid, block, shared_bytes)
+        args = as_tuple(self.name, self.parameters, args)
+        self._launch_with_care(shape, args, self._launch_resident)
+
+    def _launch_resident(self, function: int, *rest: int) -> None:
+        """Launch as `driver.launchKernel` does, but cooperatively, once it is certain that the blocks fit."""
+        from cupy.cuda import driver
+
+        shape, shared_bytes = rest[:6], rest[6]
+        key = (function, math.prod(shape[3:]), shared_bytes)
+        if key not in self._resident:
+            self._resident[key] = driver.occupancyMaxActiveBlocksPerMultiprocessor(*key)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        check_resident(self.name, shape, self._resident[key], properties.multi_processor_count, properties.name)
+        driver.launchCooperativeKernel(function, *rest[:-1])
 
     def _pack(self, values: list) -> "_Packet | None":
         """Put the values where the driver reads them; None where one does not fit its type."""
@@ -122,8 +145,9 @@ class GpuLauncher:
             return None
         return packet
 
-    def _launch_with_care(self, shape: tuple[int, ...], args) -> None:
+    def _launch_with_care(self, shape: tuple[int, ...], args, launch=None) -> None:
         """Launch what the quick way did not take: another card, CuPy arrays, NumPy numbers; or say what is wrong."""
+        launch = launch or self._launch
         values, device = self._checked(args)
         if device == _NONE:
             device = self._current()
@@ -132,16 +156,16 @@ class GpuLauncher:
             if device not in self._functions:
                 self._load(device)
             try:
-                self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+                launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
             except self._error as error:
-                self._recover(error, device, shape, packet)
+                self._recover(error, device, shape, packet, launch)
         self._packets.append(packet)
 
-    def _recover(self, error: Exception, device: int, shape: tuple[int, ...], packet: "_Packet") -> None:
+    def _recover(self, error: Exception, device: int, shape: tuple[int, ...], packet: "_Packet", launch) -> None:
         """Launch again where this thread had no context yet; any other refusal of the driver is an error."""
         if error.status == _INVALID_CONTEXT:
             _ensure_context()
-            self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+            launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
             return
         raise RuntimeError(
             f"kernel '{self.name}' was not launched: {error}. If it names an illegal access, an earlier kernel made "

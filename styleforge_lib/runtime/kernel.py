@@ -3,7 +3,7 @@
 Contents
     compile_cuda        text or file -> Module
     Module              what was compiled; `module.kernel(name)`, and with one kernel the module is called itself
-    Kernel              `kernel(grid, block, args, *, shared_bytes=0)`, checked before anything runs
+    Kernel              `kernel(grid, block, args, *, shared_bytes=0, cooperative=False)`, checked before anything runs
     chosen_device       the GPU where there is one, else the emulator
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import gpu
-from styleforge_lib.runtime.arguments import LaunchLimits, array, as_tuple, launch_shape, scalar
+from styleforge_lib.runtime.arguments import LaunchLimits, array, as_tuple, check_resident, launch_shape, scalar
 from styleforge_lib.runtime.compiler import compile_text
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.resources import Resources, limits
@@ -115,9 +115,9 @@ class Module:
             )
         return self.kernel(next(iter(self._entries)))
 
-    def __call__(self, grid, block, args, *, shared_bytes: int = 0) -> None:
+    def __call__(self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False) -> None:
         """Launch the module's one kernel, as `Kernel` does."""
-        self.only(grid, block, args, shared_bytes=shared_bytes)
+        self.only(grid, block, args, shared_bytes=shared_bytes, cooperative=cooperative)
 
     @property
     def resources(self) -> Resources:
@@ -145,12 +145,15 @@ def _entries(signatures: Mapping[str, str]) -> dict[str, str]:
 
 
 class Kernel:
-    """One kernel: `kernel(grid, block, args, *, shared_bytes=0)`, in CuPy's order.
+    """One kernel: `kernel(grid, block, args, *, shared_bytes=0, cooperative=False)`, in CuPy's order.
 
     grid, block: up to three sizes. args: torch tensors, NumPy or CuPy arrays (contiguous, of the declared dtype, on the
     kernel's device), None for a null pointer, and Python or NumPy numbers, which are cast to the declared type. On a
-    GPU the launch goes to torch's current stream and returns at once; on the emulator it is done on return. TypeError,
-    ValueError: an argument or a launch that does not fit, named; nothing has run then.
+    GPU the launch goes to torch's current stream and returns at once; on the emulator it is done on return.
+    cooperative: all blocks run at once and may wait for each other, `cooperative_groups::this_grid().sync()`; there
+    must be no more than fit on the card (on the emulator: on the card of the architecture that `resources.LIMITS`
+    names).
+    TypeError, ValueError: an argument or a launch that does not fit, named; nothing has run then.
     """
 
     def __init__(self, module: Module, name: str, entry: str):
@@ -166,21 +169,32 @@ class Kernel:
         else:
             self._launch = self._launch_elsewhere
 
-    def __call__(self, grid, block, args, *, shared_bytes: int = 0) -> None:
+    def __call__(self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False) -> None:
         """Launch: see the class."""
-        self._launch(grid, block, args, shared_bytes)
+        if cooperative:
+            self._launch_together(grid, block, args, shared_bytes)
+        else:
+            self._launch(grid, block, args, shared_bytes)
 
-    def emulate(self, grid, block, args, *, shared_bytes: int = 0, blocks=None, trace=None) -> None:
+    def emulate(
+        self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False, blocks=None, trace=None
+    ) -> None:
         """Run the kernel on the emulator, whatever the module's device is.
 
         Arrays on the CPU are changed in place; arrays on a GPU are copied first, so they keep their values. blocks and
         trace are those of Program.launch.
         """
         shape = launch_shape(self.name, self._limits, grid, block, shared_bytes)
+        if cooperative:
+            card = limits(self.module.arch)
+            per_multiprocessor = self.resources.occupancy(shape[3:], shared_bytes).blocks
+            named = f"{self.module.arch} ({card.card})"
+            check_resident(self.name, shape, per_multiprocessor, card.multiprocessors, named)
         args = as_tuple(self.name, self.parameters, args)
         host = [self._host(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
         names = [parameter.name for parameter in self.parameters]
-        options = {"shared_bytes": shared_bytes, "blocks": blocks, "trace": trace, "names": names}
+        options = {"shared_bytes": shared_bytes, "cooperative": cooperative}
+        options |= {"blocks": blocks, "trace": trace, "names": names}
         try:
             self.module.program.launch(self.entry, shape[:3], shape[3:], host, **options)
         except EmulatorFault as fault:  # its sentence tells it all; the emulator's own frames would bury it
@@ -194,14 +208,22 @@ class Kernel:
         self._launch = self._loaded()
         self._launch(grid, block, args, shared_bytes)
 
-    def _launch_emulated(self, grid, block, args, shared_bytes: int) -> None:
+    def _launch_together(self, grid, block, args, shared_bytes: int) -> None:
+        if self.module.device == "emulator":
+            self._launch_emulated(grid, block, args, shared_bytes, cooperative=True)
+            return
+        if not isinstance(self._launch, gpu.GpuLauncher):
+            self._launch = self._loaded()
+        self._launch.together(grid, block, args, shared_bytes)
+
+    def _launch_emulated(self, grid, block, args, shared_bytes: int, cooperative: bool = False) -> None:
         for parameter, value in zip(self.parameters, as_tuple(self.name, self.parameters, args), strict=True):
             if getattr(value, "device", "cpu") not in ("cpu", torch.device("cpu")):
                 raise ValueError(
                     f"kernel '{self.name}', {parameter}: the array is on {value.device}, and this kernel runs on the "
                     "emulator. Pass x.cpu() (CuPy: x.get())."
                 )
-        self.emulate(grid, block, args, shared_bytes=shared_bytes)
+        self.emulate(grid, block, args, shared_bytes=shared_bytes, cooperative=cooperative)
 
     def _host(self, parameter: Parameter, value: object):
         """Return what the emulator takes: a NumPy array that shares memory with `value`, or a NumPy scalar."""

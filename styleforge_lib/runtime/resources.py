@@ -25,7 +25,7 @@ WARP_UNIT = 4  # the launch check counts warps in whole rounds over the partitio
 
 @dataclass(frozen=True)
 class Limits:
-    """What one multiprocessor of an architecture offers. Sizes in bytes."""
+    """What one multiprocessor of an architecture offers, sizes in bytes; and a card of it, with its multiprocessors."""
 
     threads: int
     blocks: int
@@ -33,6 +33,8 @@ class Limits:
     reserved: int  # taken from every block by the driver
     shared_unit: int
     barriers: int
+    card: str
+    multiprocessors: int
 
     @property
     def shared_per_block(self) -> int:
@@ -41,14 +43,14 @@ class Limits:
 
 
 KIB = 1024
-LIMITS = {
-    "sm_75": Limits(threads=1024, blocks=16, shared=64 * KIB, reserved=0, shared_unit=256, barriers=32),
-    "sm_80": Limits(threads=2048, blocks=32, shared=164 * KIB, reserved=KIB, shared_unit=128, barriers=64),
-    "sm_86": Limits(threads=1536, blocks=16, shared=100 * KIB, reserved=KIB, shared_unit=128, barriers=16),
-    "sm_89": Limits(threads=1536, blocks=24, shared=100 * KIB, reserved=KIB, shared_unit=128, barriers=24),
-    "sm_90": Limits(threads=2048, blocks=32, shared=228 * KIB, reserved=KIB, shared_unit=128, barriers=64),
-    "sm_100": Limits(threads=2048, blocks=32, shared=228 * KIB, reserved=KIB, shared_unit=128, barriers=64),
-    "sm_120": Limits(threads=1536, blocks=24, shared=100 * KIB, reserved=KIB, shared_unit=128, barriers=24),
+LIMITS = {  # threads, blocks, shared, reserved, shared_unit, barriers
+    "sm_75": Limits(1024, 16, 64 * KIB, 0, 256, 32, card="T4", multiprocessors=40),
+    "sm_80": Limits(2048, 32, 164 * KIB, KIB, 128, 64, card="A100", multiprocessors=108),
+    "sm_86": Limits(1536, 16, 100 * KIB, KIB, 128, 16, card="A10", multiprocessors=72),
+    "sm_89": Limits(1536, 24, 100 * KIB, KIB, 128, 24, card="L4", multiprocessors=58),
+    "sm_90": Limits(2048, 32, 228 * KIB, KIB, 128, 64, card="H200", multiprocessors=132),
+    "sm_100": Limits(2048, 32, 228 * KIB, KIB, 128, 64, card="B200", multiprocessors=148),
+    "sm_120": Limits(1536, 24, 100 * KIB, KIB, 128, 24, card="RTX 5090", multiprocessors=170),
 }
 
 

@@ -103,6 +103,7 @@ def make(parameters, monkeypatch):
         launcher._launch, launcher._error = driver.launch, DriverError
         launcher._stream, launcher._current = (lambda card: 7000 + card), (lambda: 0)
         launcher._functions, launcher._shapes, launcher._packets = {0: 100, 1: 101}, {}, []
+        launcher._resident = {}
         launcher._packing = struct.Struct("<" + "".join(parameter.format for parameter in parameters[name]))
         launcher._quick = quick_check(parameters[name])
         launcher.limits = LaunchLimits("sm_80", 1024, "it", 0, 166912)
@@ -220,3 +221,49 @@ def test_what_the_driver_refuses_is_one_sentence(make):
     driver.failures = [700]
     with pytest.raises(RuntimeError, match=r"'quick' was not launched: CUDA_ERROR_700.*xray"):
         launcher((1,), (1,), (CardTensor(0x1000), 1, CardTensor(0x2000), 1.0, 1, 1.0), 0)
+
+
+@pytest.fixture
+def cooperative(make, monkeypatch):
+    """Make a launcher over a driver that writes down cooperative launches too; three blocks fit on a multiprocessor."""
+    from cupy.cuda import driver as real
+
+    launcher, driver = make("quick")
+    asked = []
+
+    def fits(function, threads, shared):
+        asked.append((function, threads, shared))
+        return 3
+
+    monkeypatch.setattr(real, "occupancyMaxActiveBlocksPerMultiprocessor", fits)
+    monkeypatch.setattr(real, "launchCooperativeKernel", lambda *arguments: driver.launch(*arguments, 0))
+    card = types.SimpleNamespace(multi_processor_count=4, name="a card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    driver.asked = asked
+    return launcher, driver
+
+
+def test_a_cooperative_launch(cooperative):
+    launcher, driver = cooperative
+    arguments = (CardTensor(0x1000), -3, CardTensor(0x2000), 1.5, 7, 0.25)
+    for _ in range(2):
+        launcher.together((6, 2), (32, 2), arguments, 128)
+    one, two = driver.launches
+    assert (one.function, one.sizes, one.shared, one.stream) == (100, [6, 2, 1, 32, 2, 1], 128, 7000)
+    assert [struct.unpack("<" + code, value)[0] for code, value in zip("QiQfIe", two.v, strict=True)] == [
+        0x1000, -3, 0x2000, 1.5, 7, 0.25]  # fmt: skip
+    assert driver.asked == [(100, 64, 128)]
+
+
+def test_a_cooperative_launch_that_does_not_fit(cooperative):
+    launcher, driver = cooperative
+    arguments = (CardTensor(0x1000), -3, CardTensor(0x2000), 1.5, 7, 0.25)
+    with pytest.raises(ValueError, match=r"13 blocks of 64 threads, but only 12 .* on a card: 3 on each of 4"):
+        launcher.together((13,), (64,), arguments, 0)
+    with pytest.raises(TypeError):
+        launcher.together((1,), (64,), arguments[:-1], 0)
+    driver.failures = [201]
+    launcher.together((12,), (64,), arguments, 0)
+    assert len(driver.launches) == 1
+    assert driver.ensured

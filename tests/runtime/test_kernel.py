@@ -32,7 +32,9 @@ extern "C" __global__ void __launch_bounds__(128) bounded(float* x) {
 class Recorder:
     """Stands in for the emulator's program: keeps what it is given."""
 
-    def launch(self, name, grid, block, args, *, shared_bytes=0, blocks=None, trace=None, names=None):
+    def launch(
+        self, name, grid, block, args, *, shared_bytes=0, cooperative=False, blocks=None, trace=None, names=None
+    ):
         self.name, self.grid, self.block, self.args, self.shared_bytes = name, grid, block, args, shared_bytes
         self.blocks, self.trace, self.names = blocks, trace, names
 
@@ -492,6 +494,27 @@ def test_dynamic_shared_memory(emulated):
     x = torch.arange(64.0)
     kernel((1,), (64,), (x, 64), shared_bytes=256)
     assert torch.equal(x, torch.arange(63.0, -1, -1))
+
+
+GRID = """#include <cooperative_groups.h>
+extern "C" __global__ void turn(const float* x, float* y, float* z, int n) {
+    auto grid = cooperative_groups::this_grid();
+    for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = x[i] + 1.0f;
+    grid.sync();
+    for (int i = grid.thread_rank(); i < n; i += grid.size()) z[i] = y[n - 1 - i];
+}"""
+
+
+def test_a_cooperative_launch_on_the_emulator(monkeypatch):
+    monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
+    module = compile_cuda(GRID, arch="sm_75")
+    x, y, z = torch.arange(5000.0), torch.zeros(5000), torch.zeros(5000)
+    module(16, 128, (x, y, z, 5000), cooperative=True)
+    assert torch.equal(z, x.flip(0) + 1)
+    with pytest.raises(ValueError, match=r"'turn'.* 9999 blocks of 128 threads, but only \d+ .* on sm_75 \(T4\)"):
+        module(9999, 128, (x, y, z, 5000), cooperative=True)
+    with pytest.raises(EmulatorFault, match="cooperative=True"):
+        module(16, 128, (x, y, z, 5000))
 
 
 def test_a_fault_names_the_line_and_the_parameter(emulated):

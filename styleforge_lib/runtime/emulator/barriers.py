@@ -194,24 +194,13 @@ class Barriers:
 
     def _open_warps(self, parked: Parked) -> None:
         """Lets go the lanes of every warp whose members have all come (those that have exited are not waited for)."""
-        form = self.batch.warps.form(self.batch.universe.full)
-        alive = ~self.batch.warps.exited
-        named = form.spread(np.where(parked.mask, parked.members, 0))
-        if form.present is not None:
-            named = np.where(form.present, named, 0)
-        named = np.broadcast_to(named, (named.shape[0], 32, self.batch.universe.blocks)).max(axis=1, keepdims=True)
+        universe, form = self.batch.universe, self.batch.warps.form(self.batch.universe.full)
+        present = form.present if form.present is not None else np.True_
+        late = form.spread(~parked.mask & ~self.batch.warps.exited) & present
         lane = np.arange(32).reshape(1, 32, 1)
-        wanted = form.collect(
-            np.broadcast_to(((named >> lane) & 1).astype(bool), (named.shape[0], 32, self.batch.universe.blocks))
-        )
-        wanted = wanted.reshape(self.batch.universe.threads, self.batch.universe.blocks) & alive
-        late = form.spread(wanted & ~parked.mask)
-        if form.present is not None:
-            late = late & form.present
-        blocked = np.broadcast_to(
-            late.astype(bool).any(axis=1, keepdims=True), (late.shape[0], 32, self.batch.universe.blocks)
-        )
-        ready = ~form.collect(blocked).reshape(self.batch.universe.threads, self.batch.universe.blocks)
+        missing = (late.astype(np.int64) << lane).sum(axis=1, keepdims=True)
+        blocked = (form.spread(np.where(parked.mask, parked.members, 0)) & missing) != 0
+        ready = ~form.collect(blocked).reshape(universe.threads, universe.blocks)
         places, parked.places = parked.places, {}
         for target, (mask, line) in places.items():
             if (rest := mask & ~ready).any():

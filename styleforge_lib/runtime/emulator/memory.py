@@ -21,7 +21,7 @@ from .lanes import ALL, Lanes
 
 SLOT_SHIFT = 40  # bits of an address inside a slot: no kernel's index overflows into the next
 SLOT_MIDDLE = 1 << (SLOT_SHIFT - 1)
-SHARED_SLOT, LOCAL_SLOT, PARAMETER_SLOT, FIRST_FREE_SLOT = 1, 2, 3, 16
+SHARED_SLOT, LOCAL_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, FUNCTION_SLOT, FIRST_FREE_SLOT = 1, 2, 3, 4, 5, 16
 BANK_SHIFT = 20  # the same inside the 32-bit shared and local windows
 BANK_MIDDLE = 1 << (BANK_SHIFT - 1)
 # What unwritten memory holds: a NaN as float16, bfloat16, float32 and float64, and a conspicuous integer.

@@ -5,6 +5,7 @@ Contents: `Step` and `Plan` (a translated kernel), `Launch` (one launch's argume
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from .control_flow import BARRIERS, Block, Graph, build_graph
 from .faults import unsupported
 from .inline import flatten
-from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, Region, bank_base, slot_base
+from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
 from .schedule import LANES_PER_BATCH, Batch
 from .translate import KernelCode, translate_block
@@ -154,6 +155,7 @@ class Launch:
     parameters: bytes
     regions: dict[int, Region]
     trace: object | None
+    cooperative: bool = False
 
 
 class Program:
@@ -257,6 +259,7 @@ class Program:
         args: Sequence,
         *,
         shared_bytes: int = 0,
+        cooperative: bool = False,
         blocks: Sequence[int] | None = None,
         trace=None,
         names: Sequence[str] | None = None,
@@ -270,6 +273,8 @@ class Program:
             args: one per parameter: a C-contiguous NumPy array (passed as a pointer, changed in place), a NumPy scalar
                 of the parameter's size, or the parameter's raw bytes.
             shared_bytes: size of `extern __shared__` memory.
+            cooperative: all blocks run at once, and `cooperative_groups::this_grid().sync()` makes them wait for each
+                other. Whether a card has room for them is the caller's to check.
             blocks: linear numbers (x fastest) of the blocks to run; all if None.
             trace: a `metrics.Trace` that collects per-line counts, races and unwritten reads.
             names: what to call the arrays in messages; else "argument 0" ...
@@ -282,9 +287,13 @@ class Program:
         plan = self.plan(name)
         launch = self._launch(name, grid, block, args, shared_bytes, trace, names)
         total = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        if cooperative:
+            self._make_cooperative(launch)
         numbers = np.arange(total) if blocks is None else np.asarray(blocks, np.int64).reshape(-1)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= total):
             raise ValueError(f"blocks must lie in 0..{total - 1}")
+        if cooperative and np.unique(numbers).size < total:
+            raise ValueError("blocks: a cooperative launch runs all of its blocks, since they wait for each other")
         if trace is not None:
             trace.begin(plan, launch)
         size = self._blocks_per_batch(plan, launch)
@@ -293,8 +302,17 @@ class Program:
                 Batch(plan, launch, numbers[start : start + size]).run()
 
     @staticmethod
+    def _make_cooperative(launch: Launch) -> None:
+        """Give a launch the driver's workspace: its second word is the barrier of the grid."""
+        workspace = Region("the grid's barrier", slot_base(WORKSPACE_SLOT), np.zeros(64, np.uint8))
+        launch.regions[WORKSPACE_SLOT] = workspace
+        launch.cooperative = True
+
+    @staticmethod
     def _blocks_per_batch(plan: Plan, launch: Launch) -> int:
         """Return how many blocks run at once: enough lanes to be fast, little enough memory."""
+        if launch.cooperative:
+            return math.prod(launch.grid)
         shadowed = launch.trace is not None and launch.trace.detector is not None
         lanes = TRACED_LANES_PER_BATCH if shadowed else LANES_PER_BATCH
         if any(step.polls for step in plan.blocks):

@@ -7,7 +7,8 @@ warp with a __syncwarp between them; two that are not, one of which writes, are 
 atomics.
 
 Of global memory it remembers the last writer: two threads that write different values to one place, and reads of what
-another thread of the same block has written, with no barrier between. Communication between blocks is not judged.
+another thread of the same block has written, with no barrier between. Communication between blocks is not judged, nor
+are their writes where the launch is cooperative: they can wait for each other.
 """
 
 from __future__ import annotations
@@ -172,8 +173,8 @@ class RaceDetector:
                 same_block & (other_thread >> 5 == thread >> 5) & ((record >> _WARP_EPOCH) & _WARP_MASK < warp_epoch)
             )
             bad &= ~ordered
-            if space == "global" and not writes:
-                bad &= same_block
+            if space == "global" and (not writes or self.launch.cooperative):
+                bad &= same_block  # between blocks a grid-wide barrier may lie
             if kind != "write after read" and atomic:
                 bad &= ~shadow.atomic[where]
             if kind == "write after write" and value is not None and bad.any():

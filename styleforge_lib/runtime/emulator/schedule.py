@@ -16,7 +16,7 @@ from .control_flow import Block
 from .faults import EmulatorFault
 from .lanes import Lanes, Universe, merge
 from .mbarriers import MBarriers, operand_value
-from .memory import POISON, Bank, Located, Memory, Site, _triple
+from .memory import POISON, WORKSPACE_SLOT, Bank, Located, Memory, Site, _triple, slot_base
 from .observations import Unobserved
 from .system import System
 from .warpgroups import Warpgroups
@@ -115,6 +115,8 @@ class Batch:
             "nwarpid": lambda: np.uint32(-(-launch.threads // 32)),
             "smid": lambda: numbers,
             "nsmid": lambda: np.uint32(launch.grid[0] * launch.grid[1] * launch.grid[2]),
+            "envreg1": lambda: np.uint32(self._workspace() >> 32),
+            "envreg2": lambda: np.uint32(self._workspace() & 0xFFFFFFFF),
             "gridid": lambda: np.uint64(1),
             "lanemask_eq": lambda: one << lane,
             "lanemask_lt": lambda: (one << lane) - one,
@@ -132,6 +134,10 @@ class Batch:
         if name == "%carry":
             return np.uint32(0)
         raise NotImplementedError(f"the emulator does not know the special register `{name}`.")
+
+    def _workspace(self) -> int:
+        """Return the address of the driver's workspace of a grid, which only a cooperative launch has."""
+        return slot_base(WORKSPACE_SLOT) if self.launch.cooperative else 0
 
     def parameter(self, offset: int, dtype: np.dtype):
         """Return a kernel parameter, as a scalar."""

@@ -59,8 +59,11 @@ class System:
         raise self._stop("assertion", lanes, site, f"assertion `{text}` failed", first(line))
 
     def trap(self, lanes: Lanes, site: Site) -> None:
-        """`__trap()`."""
-        raise self._stop("trap", lanes, site, "trap", site.line)
+        """`__trap()`; cooperative groups trap where a grid is to wait that was not launched cooperatively."""
+        what = "trap"
+        if "%envreg2" in self.batch.plan.graph.bit and not self.batch.launch.cooperative:
+            what = "this_grid().sync() needs a cooperative launch, cooperative=True: trap"
+        raise self._stop("trap", lanes, site, what, site.line)
 
     def _stop(self, kind: str, lanes: Lanes, site: Site, what: str, line: int) -> EmulatorFault:
         block, thread = lanes.expand(lanes.block).reshape(-1), lanes.expand(lanes.thread).reshape(-1)

@@ -116,7 +116,10 @@ class Warps:
         return alive.reshape(warps, 32, self.blocks)
 
     def _members(self, form: WarpForm, mask, lanes: Lanes, site: Site) -> np.ndarray | None:
-        """Each warp's member mask as (warps, 1, blocks); None means whole warps with a full mask. Checks it."""
+        """Check the member masks and return them; None means whole warps with a full mask.
+
+        Their shape is (warps, 1, blocks), or (warps, 32, blocks) where groups of one warp have masks of their own.
+        """
         if form.present is None and not isinstance(mask, np.ndarray) and int(mask) == _FULL:
             return None
         wide = form.spread(np.asarray(mask).astype(np.int64))
@@ -127,12 +130,14 @@ class Warps:
             raise self.memory.fault(
                 "inactive lane", site, bad, lanes, lambda place: "a thread executes it that its own mask does not name"
             )
-        named = np.where(present, wide, 0).max(axis=1, keepdims=True)
+        masks = np.where(present, wide, 0)
         if form.present is not None:
+            named = np.bitwise_or.reduce(masks, axis=1, keepdims=True)
             missing = ((named >> _LANE) & 1).astype(bool) & self._alive() & ~present
             if missing.any():
                 self._missing_member(form, missing, present, lanes, site)
-        return named
+        shared = masks.max(axis=1, keepdims=True)
+        return shared if ((masks == shared) | ~present).all() else masks
 
     def _missing_member(self, form: WarpForm, missing, present, lanes: Lanes, site: Site) -> None:
         warp, lane, block = (int(axis[0]) for axis in np.nonzero(missing))
@@ -229,7 +234,7 @@ class Warps:
         form = self.form(lanes)
         named = self._members(form, mask, lanes, site)
         members = np.asarray(named if named is not None else np.full((1, 1, 1), _FULL, np.int64))
-        leader = ((members >> _LANE) & 1).argmax(axis=1).reshape(members.shape[0], 1, members.shape[2])
+        leader = np.bitwise_count((members & -members) - 1).astype(np.int64)
         return form.collect(leader.astype(np.uint32)), form.collect(leader == _LANE)
 
     def match(self, mode: str, value, mask, lanes: Lanes, site: Site):
@@ -265,12 +270,20 @@ class Warps:
             "max": (np.maximum, limits.min),
         }[operation]
         wide = form.spread(value)
-        if named is not None:
-            counted = ((named >> _LANE) & 1).astype(bool)
-            if form.present is not None:
-                counted = counted & form.present
-            wide = np.where(counted, wide, dtype.type(identity))
-        return form.collect(function.reduce(wide, axis=1, keepdims=True, dtype=dtype))
+        if named is None:
+            return form.collect(function.reduce(wide, axis=1, keepdims=True, dtype=dtype))
+        present = form.present if form.present is not None else np.True_
+
+        def over(mask) -> np.ndarray:
+            counted = ((mask >> _LANE) & 1).astype(bool) & present
+            return function.reduce(np.where(counted, wide, dtype.type(identity)), axis=1, keepdims=True, dtype=dtype)
+
+        if named.shape[1] == 1:
+            return form.collect(over(named))
+        result = np.zeros(named.shape, dtype)
+        for mask in np.unique(named).tolist():
+            result = np.where(named == mask, over(np.int64(mask)), result)
+        return form.collect(result)
 
 
 def _same_width(wide: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -107,7 +107,7 @@ def test_a_wrong_line_is_one_message(shell, capsys, cell, complaint):
 def test_xray_shows_each_launch_and_launches(shell, capsys, monkeypatch):
     seen, launched = [], []
 
-    def xray(kernel, grid, block, args, *, shared_bytes=0):
+    def xray(kernel, grid, block, args, *, shared_bytes=0, cooperative=False):
         args[0].fill_(9)  # the x-ray runs the kernel: it must be given copies
         seen.append((kernel.name, grid, block, args[1], shared_bytes))
         return types.SimpleNamespace(show=lambda: seen.append("shown"))

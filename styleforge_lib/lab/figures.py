@@ -1,8 +1,8 @@
 """The figures of the lessons, drawn by Matplotlib in one style.
 
 Contents: the style (KIND_COLOURS, axes), the network as a drawing (draw_network), where the time goes (draw_profile),
-shares (draw_shares), versions against each other (draw_versions), pictures (draw_pictures), and time against size
-(draw_sweep).
+shares (draw_shares), versions against each other (draw_versions), pictures (draw_pictures), time against size
+(draw_sweep), any curves (draw_curves), error against time (draw_error_and_time), and idle multiprocessors (draw_idle).
 """
 
 import io
@@ -14,6 +14,8 @@ from IPython import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from styleforge_lib.lab.profile import KINDS, StageTime, merge_residual
@@ -226,4 +228,98 @@ def draw_sweep(rows: Sequence[Measurement], *, title: str, bytes_per_s: float) -
     panel.grid(alpha=0.25)
     panel.legend()
     panel.set_title(title)
+    return figure
+
+
+@_drawing
+def draw_curves(
+    x: Sequence[float], curves: Mapping[str, Sequence[float]], *, title: str, across: str, up: str, base: int = 10
+) -> Figure:
+    """Draw curves over one axis, both logarithmic (the lower one to ``base``); ``across`` and ``up`` are their labels.
+
+    A curve of one value is a line across. What is zero or not finite is left out.
+    """
+    figure, panel = axes(size=(10, 4))
+    for (name, y), colour in zip(curves.items(), KIND_COLOURS.values(), strict=False):
+        if len(y) == 1:
+            panel.axhline(y[0], color=colour, ls="--", label=name)
+        else:
+            seen = [(a, b) for a, b in zip(x, y, strict=True) if 0 < b < float("inf")]
+            panel.plot(*zip(*seen, strict=True), "o-", color=colour, label=name, markersize=4)
+    panel.set_xscale("log", base=base)
+    panel.set_yscale("log")
+    panel.xaxis.set_major_formatter("{x:g}")
+    low, high = panel.get_ylim()
+    if high < 100 * low:  # few powers of ten: numbers that can be read
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+    panel.set_xlabel(across)
+    panel.set_ylabel(up)
+    panel.grid(alpha=0.25)
+    panel.set_title(title)
+    figure.legend(loc="outside lower center", ncols=len(curves))
+    return figure
+
+
+@_drawing
+def draw_error_and_time(rows: Sequence[Measurement], *, title: str) -> Figure:
+    """Draw one point for each row that knows its error: to the left is faster, further down is more exact."""
+    rows = sorted((row for row in rows if row.rel_error), key=lambda row: row.rel_error)
+    figure, panel = axes(size=(10, 4))
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("{x:g}")
+    panel.margins(x=0.12, y=0.2)
+    panel.plot([row.median_ms for row in rows], [row.rel_error for row in rows], "o", color=KIND_COLOURS["conv"])
+    panel.set_xlabel("ms")
+    panel.set_ylabel("relative error against float64")
+    panel.grid(alpha=0.25)
+    panel.set_title(title)
+    figure.draw_without_rendering()  # the layout: from here on a point has a place
+    points = [panel.transData.transform((row.median_ms, row.rel_error)) for row in rows]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    for row in rows:
+        _label(panel, row.version, (row.median_ms, row.rel_error), taken)
+    return figure
+
+
+def _label(panel: Axes, words: str, at: tuple[float, float], taken: list[Bbox]) -> None:
+    """Write words beside a point, or further up or down with a line to it: where nothing is written yet."""
+    for lift in (0, 16, -16, 32, -32, 48, -48):
+        for side in (1, -1):
+            text = panel.annotate(
+                words, at, xytext=(9 * side, lift), textcoords="offset points", va="center", fontsize=9, color=INK,
+                ha="left" if side > 0 else "right",
+                arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkB": 3} if lift else None,
+            )  # fmt: skip
+            text.get_window_extent()  # puts it in its place
+            box = Text.get_window_extent(text).padded(1)  # of the words alone, without the line
+            inside = panel.bbox.x0 < box.x0 and box.x1 < panel.bbox.x1 and panel.bbox.y0 < box.y0 < panel.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                return
+            text.remove()
+    panel.annotate(words, at, xytext=(9, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+
+
+@_drawing
+def draw_idle(blocks: Mapping[str, int], *, multiprocessors: int) -> Figure:
+    """Draw a GPU's multiprocessors as squares, and in each how many of the blocks it gets: dealt out like cards."""
+    figure, panels = axes(1, len(blocks), size=(10, 2.9), squeeze=False)
+    columns = 22
+    for panel, (title, count) in zip(panels[0], blocks.items(), strict=True):
+        for number in range(multiprocessors):
+            mine = count // multiprocessors + (number < count % multiprocessors)
+            x, y = number % columns, number // columns
+            face = KIND_COLOURS["conv"] if mine else "#ECEEF0"
+            panel.add_patch(Rectangle((x, y), 0.86, 0.86, facecolor=face, alpha=0.55 if mine == 1 else 1, lw=0))
+            if mine:
+                panel.text(x + 0.43, y + 0.45, mine, ha="center", va="center", fontsize=7, color="white")
+        panel.set_xlim(-0.2, columns)
+        panel.set_ylim(-(-multiprocessors // columns), -0.2)
+        panel.set_aspect("equal")
+        panel.axis("off")
+        busy = min(count, multiprocessors)
+        panel.set_title(f"{title}: {busy} of {multiprocessors} multiprocessors")
     return figure

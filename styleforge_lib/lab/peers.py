@@ -5,10 +5,12 @@ has its tensors channels_last, the layout that tensor cores read best. "eager" i
 has cudnn.benchmark on, which tries cuDNN's algorithms once for each shape and keeps the fastest.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from styleforge_lib.lab import records
 from styleforge_lib.lab.bench import Candidate, Table, bench, errors, graphed, replay
 from styleforge_lib.lab.photos import photo_tensor
 from styleforge_lib.lab.profile import OPERATOR
@@ -46,11 +48,35 @@ def bench_peers(
     beside = ";".join(f"{c.version}/{c.dtype}" for c in names)
     rows = []
     with torch.inference_mode():
-        for candidate in _peers(load_style(STYLE, "cuda"), x, compiled):
+        for candidate in _peers(x, compiled):
             table = bench(OPERATOR, [candidate], shape=shape, methods=methods, run=run, peers=beside)
             rows += table.rows
             if told:
                 told("\n".join(f"{shape}  {line}" for line in str(table).splitlines()[1:-1]))
+    return Table(rows)
+
+
+def bench_network(version: str, change: Callable[[TransformerNet], torch.nn.Module], height: int, width: int) -> Table:
+    """Measure the network that `change` makes of a fresh TransformerNet, in TF32 and float16, or replay the record.
+
+    "eager + benchmark", which is the network as it was, stands beside it in each precision.
+    """
+    names = [
+        Candidate(version=name, dtype=dtype, layout=layout)
+        for dtype, layout in PRECISIONS[1:]
+        for name in ("eager + benchmark", version)
+    ]
+    shape = f"1x3x{height}x{width}"
+    if not torch.cuda.is_available():
+        return replay(OPERATOR, names, shape=shape)
+    run, beside, rows = records.new_run(), ";".join(f"{c.version}/{c.dtype}" for c in names), []
+    with torch.inference_mode():
+        for dtype, layout, net, image, known in _prepared(photo_tensor(PHOTO, height, width).cuda(), PRECISIONS[1:]):
+            torch.backends.cudnn.benchmark = True
+            changed = change(copy.deepcopy(net))
+            for name, model in (("eager + benchmark", net), (version, changed)):
+                candidate = known(_calling(model, image), version=name, dtype=dtype, layout=layout)
+                rows += bench(OPERATOR, [candidate], shape=shape, run=run, peers=beside).rows
     return Table(rows)
 
 
@@ -67,26 +93,40 @@ def _names(compiled: bool) -> list[Candidate]:
     ]
 
 
-def _peers(net: TransformerNet, x: torch.Tensor, compiled: bool) -> Iterator[Candidate]:
-    """Yield each candidate with its error against float64; the global switches hold until the next is asked for."""
+def _peers(x: torch.Tensor, compiled: bool) -> Iterator[Candidate]:
+    """Yield each candidate; the global switches hold until the next is asked for."""
+    for dtype, layout, net, image, known in _prepared(x, PRECISIONS):
+        for version in (*EAGER, *(COMPILED[dtype] if compiled else ())):
+            torch.backends.cudnn.benchmark = version != "eager"
+            mode = COMPILED[dtype].get(version)
+            run = _calling(_compiled(net, mode) if mode else net, image)
+            run = graphed(run) if version == "eager + graph" else run
+            yield known(run, version=version, dtype=dtype, layout=layout)
+
+
+def _prepared(
+    x: torch.Tensor, precisions: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, str, TransformerNet, torch.Tensor, Callable[..., Candidate]]]:
+    """Yield dtype, layout, the network and the picture in them, and what makes a Candidate that knows its error.
+
+    The global switches are set for each precision, and put back at the end.
+    """
+    net = load_style(STYLE, "cuda")
     flops = sum(stage.flops for stage in stages(net, tuple(x.shape)))
     reference = net.double()(x.double())
     net.float()
     half = load_style(STYLE, "cuda").half().to(memory_format=torch.channels_last)
     x_half = x.half().to(memory_format=torch.channels_last)
+
+    def known(run: Callable[[], torch.Tensor], **names: str) -> Candidate:
+        return Candidate(run=run, flops=flops, **names, **errors(run(), reference))
+
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     try:
-        for dtype, layout in PRECISIONS:
+        for dtype, layout in precisions:
             cudnn.allow_tf32 = matmul.allow_tf32 = dtype != "float32"
-            model, image = (half, x_half) if dtype == "float16" else (net, x)
-            for version in (*EAGER, *(COMPILED[dtype] if compiled else ())):
-                cudnn.benchmark = version != "eager"
-                mode = COMPILED[dtype].get(version)
-                run = _calling(_compiled(model, mode) if mode else model, image)
-                run = graphed(run) if version == "eager + graph" else run
-                found = errors(run(), reference)
-                yield Candidate(version=version, run=run, dtype=dtype, layout=layout, flops=flops, **found)
+            yield (dtype, layout, half, x_half, known) if dtype == "float16" else (dtype, layout, net, x, known)
     finally:
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 

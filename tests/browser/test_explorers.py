@@ -1,14 +1,18 @@
-"""The roofline and the thread map in a real browser: bare pages, then both in JupyterLab."""
+"""The roofline, the thread map, the reduction stepper and the variance slider: bare pages, then two in JupyterLab."""
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from styleforge_lib.lab.machine import Machine
+from styleforge_lib.lab.reduction_stepper import reduction_stepper
 from styleforge_lib.lab.roofline import Point, roofline
 from styleforge_lib.lab.thread_map import cells, covering, thread_map
+from styleforge_lib.lab.variance_slider import variance_slider
 
 pytestmark = pytest.mark.browser
 
@@ -18,6 +22,15 @@ MACHINE = Machine("Paper GPU", 1e12, {"float32": 1e13, "float16": 1e14}, "nowher
 
 def data(page) -> dict:
     return page.locator(".sf-threads").evaluate("e => ({ ...e.dataset })")
+
+
+def shot(page, name: str) -> None:
+    """Store a picture in light and dark, where $STYLEFORGE_SCREENSHOTS says."""
+    if folder := os.environ.get("STYLEFORGE_SCREENSHOTS"):
+        for theme in ("light", "dark"):
+            page.evaluate(f"document.documentElement.dataset.sfTheme = '{theme}'")
+            page.wait_for_timeout(100)
+            page.screenshot(path=Path(folder) / f"{name}_{theme}.png")
 
 
 def over(page, canvas: int, column: float, row: float) -> None:
@@ -116,6 +129,42 @@ def test_roofline(bare_page):
     assert "limited by memory: at most 16.0 TFLOP/s of 100 TFLOP/s, so at least 256 µs" in says.inner_text()
     page.get_by_role("img", name="theirs").focus()
     assert says.inner_text().startswith("theirs: 9.00 TFLOP/s at 50 FLOP/byte is 18 %")
+    page.evaluate("cleanup()")
+    assert page.evaluate("Object.values(listeners).flat().length") == 0
+
+
+def test_reduction_stepper(bare_page):
+    page = bare_page(reduction_stepper())
+    says, cells_of = page.locator(".sf-says"), lambda kind: page.locator(f".sf-reduction .cell.{kind}").count()
+    assert says.inner_text().startswith("Round 1: 16 threads add the number 1 to the right; 4 of 4 warps are busy")
+    assert cells_of("adds") == 16
+    page.get_by_role("button", name="halves first").click()
+    assert says.inner_text().startswith("Round 1: 16 threads add the number 16 to the right; 2 of 4 warps are busy")
+    assert page.locator(".sf-reduction line.foreign").count() == 16
+    for _ in range(4):
+        page.get_by_role("slider", name="round").press("ArrowRight")
+    assert page.evaluate("[model.get('order'), model.get('step')]") == ["halves first", 5]
+    total = sum(page.evaluate("model.get('drawing').values"))
+    assert says.inner_text().endswith(f"The sum is {total}.")
+    assert cells_of("adds") == 16 + 8 + 4 + 2 + 1
+    shot(page, "reduction_stepper")
+    for _ in range(5):
+        page.get_by_role("slider", name="round").press("ArrowLeft")
+    assert says.inner_text() == "Each thread has laid its own number into shared memory."
+    page.evaluate("cleanup()")
+    assert page.evaluate("Object.values(listeners).flat().length") == 0
+
+
+def test_variance_slider(bare_page):
+    page = bare_page(variance_slider())
+    says = page.locator(".sf-says")
+    assert says.inner_text().endswith("The variance is 0.25: nothing of it is left.")
+    assert page.locator(".sf-variance .bit.lost").count() == 1
+    shot(page, "variance_slider")
+    page.get_by_role("slider", name="mean").press("ArrowLeft")
+    assert says.inner_text().endswith("The variance is 0.25: of its bits, 3 can be kept.")
+    assert page.locator(".sf-variance .bit.found").count() == 1
+    assert page.get_by_role("slider", name="mean").get_attribute("aria-valuetext") == "1000"
     page.evaluate("cleanup()")
     assert page.evaluate("Object.values(listeners).flat().length") == 0
 

@@ -4,9 +4,10 @@
 //   conv2d_hopper       3x3 with reflection padding 1: stride 1 or 2, or after doubling the picture (UPSAMPLE)
 //
 // x, out     NHWC. out is the raw sum, without a bias: an instance norm follows, which would take it away
-// on load    v = x * scale + shift, from the plane sums of x and the norm's weight and bias (NORM), ReLU (LOAD_RELU), plus
-//            a residual (RESIDUAL). v is also written to `kept`, where that is not null
-// sums       of the planes of out, zero before the launch; null where nobody asks
+// on load    v = x * scale + shift, by image and channel (affine, NORM), plus a residual (RESIDUAL), ReLU (LOAD_RELU). v is
+//            also written to `kept`, where that is not null (stride 1)
+// at the end scale and shift of the norm that follows, into affine_out, from the planes' sums; null where none follows
+// rows_out, columns_out    of out, and with UPSAMPLE half of them
 // weights    [phase][step][row][group 8][8 numbers], the order in which they are used; group g of a row at g ^ (row & 7)
 // compiled   for one layer: CHANNELS_IN, CHANNELS_OUT, STRIDE, UPSAMPLE, TYPE. See LAYERS below
 // launch     grid (tiles * PHASES, images), block 256, SHARED_BYTES of dynamic shared memory
@@ -43,12 +44,17 @@ constexpr int BLOCK_H = SAME_ROWS ? 2 * TILE_H : TILE_H;           // output (be
 constexpr int HALO_H = (BLOCK_H - 1) * STRIDE + 3, HALO_W = (TILE_W - 1) * STRIDE + 3;
 constexpr int PITCH = PAIRS ? 9 : STRIDE == 2 ? 18 : 10;           // rows of 128 bytes in a row of the halo
 constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = (SAME_ROWS ? 64 : 128) * ROW;
-constexpr int STAGES = APART ? 2 : 4;                              // two blocks on a multiprocessor leave room for so many
+#ifndef STAGES
+#define STAGES (APART ? 2 : 4)  // two blocks on a multiprocessor leave room for so many
+#endif
+#ifndef RESIDENT
+#define RESIDENT 2
+#endif
 constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * STEP + 1024;
 constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
 constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
 #ifndef FLIGHT
-#define FLIGHT (RESIDUAL ? 4 : 6)
+#define FLIGHT 4  // 16-byte loads that a thread has under way; 3 and 4 were the best of 2 to 18
 #endif
 static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
 
@@ -78,18 +84,17 @@ __device__ unsigned normalised(unsigned word, float4 affine, unsigned residual) 
 struct Input {
     const uint4 *x, *residual;
     uint4* kept;
-    const long long* sums;
-    const TYPE *weight, *bias;
-    float eps;
+    const float4* affine;
     int height, width;
 };
 
 // Load the halo of the tile at (y0, x0) (rows and columns of the output, before doubling) into `halo`.
 __device__ void load_halo(const Input& in, unsigned halo, int y0, int x0) {
-    __shared__ float2 affine[CHANNELS_IN];
     const int group = threadIdx.x % GROUPS, line = threadIdx.x / GROUPS;
     const long long image = static_cast<long long>(blockIdx.y) * in.height * in.width;
-    float4 mine[4];
+    float4 mine[4] = {};  // scale and shift of this thread's eight channels
+    if (NORM)
+        for (int k = 0; k < 4; k++) mine[k] = __ldg(in.affine + (blockIdx.y * GROUPS + group) * 4 + k);
     for (int first = 0; first < LOADS; first += FLIGHT) {
         uint4 value[FLIGHT], other[FLIGHT];
         long long from[FLIGHT];
@@ -100,17 +105,6 @@ __device__ void load_halo(const Input& in, unsigned halo, int y0, int x0) {
                           GROUPS + group;
             if (p < HALO_H * HALO_W) value[j] = __ldg(in.x + from[j]);
             if (RESIDUAL && p < HALO_H * HALO_W) other[j] = __ldg(in.residual + from[j]);
-        }
-        if (NORM && first == 0) {  // while the first pixels are on their way
-            if (threadIdx.x < CHANNELS_IN) {
-                const int c = threadIdx.x;
-                affine[c] = plane_affine(in.sums + blockIdx.y * 3 * PLANE_WORDS, CHANNELS_IN, c, 1.0 * in.height * in.width,
-                                         in.weight ? static_cast<float>(in.weight[c]) : 1.0f,
-                                         in.bias ? static_cast<float>(in.bias[c]) : 0.0f, in.eps);
-            }
-            __syncthreads();
-#pragma unroll
-            for (int k = 0; k < 4; k++) mine[k] = reinterpret_cast<const float4*>(affine)[group * 4 + k];
         }
 #pragma unroll
         for (int j = 0; j < FLIGHT; j++) {
@@ -160,15 +154,16 @@ __device__ double2 row_sums(const float (&d)[64], int first, int height, int wid
     return tile_sums(n, mean, rest, m2);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    conv2d_hopper(const TYPE* __restrict__ x, const TYPE* __restrict__ residual, TYPE* kept, const long long* sums_in,
-        const TYPE* norm_weight, const TYPE* norm_bias, float eps, const unsigned char* __restrict__ weights,
-        TYPE* __restrict__ out, long long* sums_out, int height, int width, int height_out, int width_out) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    conv2d_hopper(const TYPE* __restrict__ x, const float* __restrict__ affine, const TYPE* __restrict__ residual,
+        TYPE* kept, const unsigned char* __restrict__ weights, TYPE* __restrict__ out, long long* sums,
+        const float* norm_weight, const float* norm_bias, float eps, float* affine_out, int height, int width, int rows_out,
+        int columns_out) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full[STAGES];
     const unsigned tile = (shared_address(raw) + 1023) & ~1023u, ring = tile + TILE_BYTES;
     const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const int phase = blockIdx.x % PHASES, across = (width_out + TILE_W - 1) / TILE_W;
+    const int phase = blockIdx.x % PHASES, across = (columns_out + TILE_W - 1) / TILE_W;
     const int y0 = blockIdx.x / PHASES / across * BLOCK_H, x0 = blockIdx.x / PHASES % across * TILE_W;
     weights += phase * STEPS * STEP;
     const auto fetch = [&](int step) {
@@ -182,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         for (int step = 0; step < STAGES - 1; step++) fetch(step);
     }
     load_halo({reinterpret_cast<const uint4*>(x), reinterpret_cast<const uint4*>(residual), reinterpret_cast<uint4*>(kept),
-               sums_in, norm_weight, norm_bias, eps, height, width}, tile, y0, x0);
+               reinterpret_cast<const float4*>(affine), height, width}, tile, y0, x0);
     __syncthreads();
 
     float d[64] = {};
@@ -215,9 +210,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     // d[4 * y + e], e = 0, 1: row `channel`, pixel (y, lane % 4 * 2 + e) of the tile; e = 2, 3: row channel + 8
     const int top = y0 + (SAME_ROWS ? group * TILE_H : 0), row = group * 64 + warp * 16 + lane / 4;
     double2* rows_done = reinterpret_cast<double2*>(raw + (ring - shared_address(raw)) + STAGES * STEP) - 128;  // free, too
-    if (sums_out) {
-        const double2 one = top < height_out ? row_sums(d, 0, height_out - top, width_out - x0) : double2{};
-        const double2 other = top < height_out ? row_sums(d, 2, height_out - top, width_out - x0) : double2{};
+    if (sums) {
+        const double2 one = top < rows_out ? row_sums(d, 0, rows_out - top, columns_out - x0) : double2{};
+        const double2 other = top < rows_out ? row_sums(d, 2, rows_out - top, columns_out - x0) : double2{};
         if (lane % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
     }
     // Through the halo's memory, which is free now: [half][pixel 128][64 numbers], then 16 bytes a thread to out.
@@ -233,17 +228,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                      : "memory");
     }
     __syncthreads();
-    if (sums_out && threadIdx.x < CHANNELS_OUT) {  // the rows of D that are one channel, in a fixed order
-        double2 tile_of = {};
-        for (int r = threadIdx.x; r < 128; r += CHANNELS_OUT)
-            tile_of = {tile_of.x + rows_done[r].x, tile_of.y + rows_done[r].y};
-        add_to_plane(sums_out + blockIdx.y * 3 * PLANE_WORDS, CHANNELS_OUT, threadIdx.x, blockIdx.x, tile_of);
+    if (sums) {
+        sums += blockIdx.y * PLANE_WORDS;
+        const int c = threadIdx.x;
+        if (c < CHANNELS_OUT) {  // the rows of D that are one channel, in a fixed order
+            double2 all = {};
+            for (int r = c; r < 128; r += CHANNELS_OUT) all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
+            add_to_plane(sums, CHANNELS_OUT, c, blockIdx.x, all);
+        }
+        if (last_to_add(sums, gridDim.x) && c < CHANNELS_OUT)
+            reinterpret_cast<float2*>(affine_out)[blockIdx.y * CHANNELS_OUT + c] =
+                close_plane(sums, CHANNELS_OUT, c, (UPSAMPLE ? 4.0 : 1.0) * rows_out * columns_out,
+                            norm_weight ? norm_weight[c] : 1.0f, norm_bias ? norm_bias[c] : 0.0f, eps);
     }
     // A row of out (doubled: of two neighbouring pixels) has `across_out` groups; which of them are this block's?
     constexpr int HALVES_JOINED = CHANNELS_OUT == 128 || PHASES == 2 ? 2 : 1;  // both halves are one row of 256 bytes
     constexpr int OUT_GROUPS = 8 * HALVES_JOINED;
     uint4* target = reinterpret_cast<uint4*>(out) +
-                    static_cast<long long>(blockIdx.y) * height_out * width_out * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
+                    static_cast<long long>(blockIdx.y) * rows_out * columns_out * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         const int id = threadIdx.x + j * THREADS, g = id % 8, part = HALVES_JOINED == 2 ? id / 8 % 2 : id / 1024;
@@ -255,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                      : "r"(tile + part * 128 * ROW + pixel * ROW + ((g ^ (pixel & 7)) << 4))
                      : "memory");
         const int line_out = UPSAMPLE ? 2 * y + (PHASES == 2 ? phase : part) : y;
-        if (y < height_out && at < width_out)
-            target[(static_cast<long long>(line_out) * width_out + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
+        if (y < rows_out && at < columns_out)
+            target[(static_cast<long long>(line_out) * columns_out + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
     }
 }

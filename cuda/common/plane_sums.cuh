@@ -1,12 +1,14 @@
 // The statistics of planes that many blocks add to, in any order, with the same bits every time.
 //
-//   tile_sums(n, mean, rest, m2)                  of n numbers in float32 -> their sum and sum of squares, in double
+//   tile_sums(n, mean, rest, m2)        of n numbers in float32 -> their sum and sum of squares, in double
 //   add_to_plane(sums, channels, channel, slot, tile)   adds them to a plane
-//   plane_affine(sums, channels, channel, n, weight, bias, eps)   (scale, shift) of the instance norm over n numbers
+//   last_to_add(sums, blocks)           after a block's last addition: true in the block that is the last of `blocks`
+//   close_plane(sums, channels, channel, n, weight, bias, eps)   there: (scale, shift) of the instance norm over the n
+//                                       numbers of a plane; leaves the sums as it found them before the launch, zero
 //
-// layout     sums: of one image, int64 [SLOTS][3][channels], zero bytes before the first block adds. SLOTS * channels is
-//            512: blocks that add to the same address wait for each other, about 9 ns each on an H200, so few channels,
-//            which means many pixels, get many slots.
+// layout     sums: of one image, int64 [PLANE_WORDS]: [SLOTS][3][channels], then a count of blocks; zero bytes before the
+//            first launch. SLOTS * channels is 512: blocks that add to one address wait for each other, about 9 ns each
+//            on an H200, so few channels, which means many pixels, get many slots.
 // why        A convolution's epilogue knows a tile of each plane, and the next layer wants the mean and variance of the
 //            whole. Floating-point atomics would add in the order in which blocks finish: another result every run.
 //            Integers may be added in any order. No buffer of partial results, and no kernel in between.
@@ -16,8 +18,8 @@
 //            for it. A tile that is out of range, infinite or NaN marks the plane, and scale and shift are NaN.
 #pragma once
 
-constexpr int PLANE_WORDS = 512;
-constexpr long long PLANE_POISON = 1ll << 62;  // in the fractions, which 2^20 tiles leave below 2^60
+constexpr int PLANE_ENTRIES = 512, PLANE_WORDS = 3 * PLANE_ENTRIES + 16;
+constexpr unsigned long long PLANE_POISON = 1ull << 62;  // in the fractions, which 2^20 tiles leave below 2^60
 
 __device__ inline double2 tile_sums(float n, float mean, float rest, float m2) {
     const double center = mean;
@@ -25,7 +27,7 @@ __device__ inline double2 tile_sums(float n, float mean, float rest, float m2) {
 }
 
 __device__ inline void add_to_plane(long long* sums, int channels, int channel, int slot, double2 tile) {
-    auto* word = reinterpret_cast<unsigned long long*>(sums) + slot % (PLANE_WORDS / channels) * 3 * channels + channel;
+    auto* word = reinterpret_cast<unsigned long long*>(sums) + slot % (PLANE_ENTRIES / channels) * 3 * channels + channel;
     if (!(fabs(tile.x) < 0x1p38 && tile.y < 0x1p61)) {
         atomicOr(word + 2 * channels, PLANE_POISON);
         return;
@@ -36,17 +38,32 @@ __device__ inline void add_to_plane(long long* sums, int channels, int channel, 
     atomicAdd(word + 2 * channels, static_cast<unsigned long long>(__double2ll_rn((tile.y - whole) * 0x1p40)));
 }
 
-__device__ inline float2 plane_affine(const long long* sums, int channels, int channel, double n, float weight, float bias,
-                                      float eps) {
+// All threads of the block call it; every thread's additions are seen by the block that comes last.
+__device__ inline bool last_to_add(long long* sums, unsigned blocks) {
+    __shared__ unsigned before;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) before = atomicAdd(reinterpret_cast<unsigned*>(sums + 3 * PLANE_ENTRIES), 1u);
+    __syncthreads();
+    if (before != blocks - 1) return false;
+    __threadfence();
+    return true;
+}
+
+__device__ inline float2 close_plane(long long* sums, int channels, int channel, double n, float weight, float bias,
+                                     float eps) {
     long long sum = 0, squares = 0, fraction = 0, marks = 0;
 #pragma unroll 4
-    for (int slot = 0; slot < PLANE_WORDS / channels; slot++) {
-        const long long* word = sums + slot * 3 * channels + channel;
+    for (int slot = 0; slot < PLANE_ENTRIES / channels; slot++) {
+        volatile long long* word = sums + slot * 3 * channels + channel;
         sum += word[0];
         squares += word[channels];
-        fraction += word[2 * channels] & ~PLANE_POISON;
-        marks |= word[2 * channels] & PLANE_POISON;
+        const long long part = word[2 * channels];
+        fraction += part & ~PLANE_POISON;
+        marks |= part & PLANE_POISON;
+        word[0] = word[channels] = word[2 * channels] = 0;
     }
+    if (channel == 0) sums[3 * PLANE_ENTRIES] = 0;
     if (marks) return {__int_as_float(0x7fffffff), __int_as_float(0x7fffffff)};
     const double mean = sum * 0x1p-24 / n, square = (squares + fraction * 0x1p-40) / n;
     const double scale = weight / sqrt(fmax(square - mean * mean, 0.0) + eps);

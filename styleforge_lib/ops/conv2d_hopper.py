@@ -19,6 +19,7 @@ from styleforge_lib.runtime import compile_cuda
 
 LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 32, 1, True), (64, 128, 2, False), (32, 64, 2, False))
 TILE = (16, 8)  # rows and columns of a warpgroup's pixels
+PLANE_WORDS = 3 * 512 + 16  # of one image's sums, as in cuda/common/plane_sums.cuh
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def pack(weight: torch.Tensor, *, stride: int = 1, upsample: bool = False) -> to
     else:
         tiles = w[None]
     phases, tall, wide, rows, depth = tiles.shape
-    chunks = tiles.reshape(phases, tall * wide, rows, depth // 64, 8, 8).permute(0, 3, 1, 2, 4, 5)  # chunk, tap, row, group
+    chunks = tiles.reshape(phases, tall * wide, rows, depth // 64, 8, 8).permute(
+        0, 3, 1, 2, 4, 5
+    )  # chunk, tap, row, group
     row = torch.arange(rows, device=w.device)[:, None]
     group = torch.arange(8, device=w.device)[None] ^ (row & 7)
     return chunks[:, :, :, row, group].to(weight.dtype).contiguous().flatten()
@@ -105,26 +108,33 @@ def launch(
     *,
     layer: tuple[int, int, int, bool],
     load: Load,
-    sums_in: torch.Tensor | None = None,
+    affine: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
     norm_bias: torch.Tensor | None = None,
     eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    kept: torch.Tensor | None = None,
-    sums_out: torch.Tensor | None = None,
+    affine_out: torch.Tensor | None = None,
     arch: str | None = None,
 ) -> None:
-    """Launch one convolution. x [N, H, W, in], out [N, H', W', out] contiguous; sums int64 [N, channels, 3]."""
+    """Launch one convolution.
+
+    x [N, H, W, in] and out [N, H', W', out], contiguous. affine, affine_out: float32 [N, channels, 2], scale and shift of
+    x and of out; norm_weight, norm_bias (float32 or None) and eps belong to the norm after out. sums: int64
+    [N, PLANE_WORDS], zero; the launch leaves them so.
+    """
     images, height, width = x.shape[:3]
-    channels_in, _, stride, upsample = layer
+    channels_in, channels_out, _, upsample = layer
     rows, columns = (height, width) if upsample else (out.shape[1], out.shape[2])
     tall = TILE[0] * (2 if channels_in == 32 else 1)
     tiles = -(-rows // tall) * -(-columns // TILE[1])
-    phases = 2 if upsample and layer[1] == 64 else 1
+    phases = 2 if upsample and channels_out == 64 else 1
+    inputs = (x, affine, residual, kept, weights.view(torch.uint8), out)
+    norm = (sums, norm_weight, norm_bias, eps, affine_out)
     _kernel(layer, load, x.dtype, arch)(
         (tiles * phases, images),
         (256,),
-        (x, residual, kept, sums_in, norm_weight, norm_bias, eps, weights.view(torch.uint8), out, sums_out, height, width)
-        + (rows, columns),
+        (*inputs, *norm, height, width, rows, columns),
         shared_bytes=shared_bytes(layer),
     )

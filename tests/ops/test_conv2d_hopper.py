@@ -1,0 +1,107 @@
+"""The Hopper convolutions on the emulator, against float64: every layer, every way of loading, ragged sizes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from styleforge_lib.ops import conv2d_hopper
+from styleforge_lib.ops.conv2d_hopper import LAYERS, PLANE_WORDS, Load
+
+PLAIN, NORM, ADD = Load(), Load(norm=True, relu=True), Load(norm=True, residual=True)
+EPS = 1e-5
+
+
+def reference(v, weight, stride, upsample):
+    y = v.double().permute(0, 3, 1, 2)
+    if upsample:
+        y = F.interpolate(y, scale_factor=2, mode="nearest")
+    y = F.conv2d(F.pad(y, (1, 1, 1, 1), mode="reflect"), weight.double(), stride=stride)
+    return y.permute(0, 2, 3, 1)
+
+
+def of_norm(x, weight, bias):
+    """Scale and shift of an instance norm over NHWC planes, float64 [N, C]."""
+    x = x.double()
+    scale = weight.double() / (x.var((1, 2), unbiased=False) + EPS).sqrt()
+    return scale, bias.double() - x.mean((1, 2)) * scale
+
+
+def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, spread=1.0):
+    channels_in, channels_out, stride, upsample = layer
+    torch.manual_seed(height * width)
+    x = (torch.randn(images, height, width, channels_in) * spread + mean).to(dtype)
+    residual = torch.randn(x.shape).to(dtype) if load.residual else None
+    weight = (torch.randn(channels_out, channels_in, 3, 3) / (9 * channels_in) ** 0.5).to(dtype)
+    scale, shift = of_norm(x, torch.rand(channels_in) + 0.5, torch.randn(channels_in))
+    weight_out, bias_out = torch.rand(channels_out) + 0.5, torch.randn(channels_out)
+    size = (2 * height, 2 * width) if upsample else (-(-height // stride), -(-width // stride))
+    out = torch.full((images, *size, channels_out), torch.nan, dtype=dtype)
+    kept = torch.full_like(x, torch.nan) if stride == 1 else None
+    sums = torch.zeros(images, PLANE_WORDS, dtype=torch.int64)
+    affine_out = torch.full((images, channels_out, 2), torch.nan)
+    conv2d_hopper.launch(
+        x,
+        conv2d_hopper.pack(weight, stride=stride, upsample=upsample),
+        out,
+        layer=layer,
+        load=load,
+        affine=torch.stack([scale, shift], -1).float().contiguous() if load.norm else None,
+        residual=residual,
+        kept=kept,
+        sums=sums,
+        norm_weight=weight_out,
+        norm_bias=bias_out,
+        eps=EPS,
+        affine_out=affine_out,
+        arch="sm_90a",
+    )
+    v = x.double()
+    if load.norm:
+        v = v * scale[:, None, None] + shift[:, None, None]
+    if load.residual:
+        v = v + residual.double()
+    v = (v.relu() if load.relu else v).to(dtype)
+    assert not sums.any(), "left zero, for the next launch"
+    if kept is not None:
+        assert torch.allclose(kept.double(), v.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+    expected = reference(v, weight, stride, upsample)
+    affine = torch.stack(of_norm(expected, weight_out, bias_out), -1)
+    return out, expected, affine_out, affine
+
+
+PAIRS = [(layer, load) for layer in LAYERS for load in (PLAIN, NORM, ADD) if layer[2] == 1 or not load.residual]
+
+
+@pytest.mark.parametrize(("layer", "load"), PAIRS, ids=str)
+def test_against_float64(layer, load):
+    out, expected, affine_out, affine = run(layer, load, 1, 19, 11)
+    # Rounding v, the folded weights and out to 16 bits: three errors of at most 2^-11, averaged over the sum.
+    assert (out.double() - expected).norm() <= 5e-4 * expected.norm()
+    assert (out.double() - expected).abs().max() <= 2e-3 * expected.abs().max()
+    assert torch.allclose(affine_out.double(), affine, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 3, 5)], ids=str)
+def test_small_and_several(layer, size):
+    out, expected, _, _ = run(layer, PLAIN, *size)
+    assert (out.double() - expected).abs().max() <= 2e-3 * expected.abs().max()
+
+
+def test_bfloat16():
+    out, expected, affine_out, affine = run(LAYERS[0], NORM, 1, 5, 9, dtype=torch.bfloat16)
+    assert (out.double() - expected).norm() <= 4e-3 * expected.norm()
+    assert torch.allclose(affine_out.double(), affine, rtol=1e-2, atol=1e-2)
+
+
+def test_a_mean_far_from_zero():
+    """The statistics come from float32 sums of tiles around their own mean; out itself is rounded to float16."""
+    out, expected, affine_out, affine = run(LAYERS[0], PLAIN, 1, 18, 9, mean=500.0, spread=0.5)
+    assert (out.double() - expected).abs().max() <= 1e-3 * expected.abs().max()
+    assert torch.allclose(affine_out[..., 0].double(), affine[..., 0], rtol=2e-3)
+
+
+def test_a_nan_stays_one():
+    out, _, affine_out, _ = run(LAYERS[0], PLAIN, 2, 5, 5, mean=torch.inf)
+    assert out.isnan().all()
+    assert affine_out.isnan().all()

@@ -2,7 +2,7 @@
 
 `Program(ptx).launch(name, grid, block, args)` runs a kernel; `EmulatorFault` says what it did wrong.
 
-How it works, in the order of the files: `parse` (text to instructions), `inline` (calls), `control_flow` (blocks,
+How it works, in the order of the files: `parse` (text to instructions), `inline` and `calls`, `control_flow` (blocks,
 liveness, reconvergence order), `translate` (a block becomes a Python function over arrays), `lanes` (sets of threads),
 `memory`, `atomics` and `bfloat16`, `warps`, `system` (printf, assert), `schedule` (who runs next), `barriers`,
 `metrics`, `arithmetic`, `races`, `addresses` and `timeline` (what the x-ray shows), `program` (the public face),

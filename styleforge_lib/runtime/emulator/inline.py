@@ -1,18 +1,35 @@
-"""One kernel as one stream of instructions: every device function is copied to where it is called.
+"""Device functions are copied to where they are called.
 
 A call passes values through `.param` cells. A cell becomes an ordinary register here, so that liveness, divergence
 and reconvergence work across calls with no machinery of their own. Recursion and calls through pointers have no such
-form and are refused by name.
+form: `calls`, which also puts the whole kernel together, sees to them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from .faults import unsupported
-from .parse import TYPE_BYTES, Function, Instruction, Label, Mem, Module, Not, Pair, Reg, Sym, TensorMem, Variable, Vec
+from .parse import (
+    TYPE_BYTES,
+    Function,
+    Imm,
+    Instruction,
+    Label,
+    Mem,
+    Not,
+    Pair,
+    Reg,
+    Sym,
+    TensorMem,
+    Variable,
+    Vec,
+)
 
 INTRINSICS = ("vprintf", "__assertfail")
+_ALLOCATION = "Pass an array as an argument, or use shared memory: nothing is allocated inside a kernel here."
+_INSTEAD = dict.fromkeys(("malloc", "free"), _ALLOCATION)
 
 
 @dataclass
@@ -29,29 +46,39 @@ class Flat:
     shared: dict[str, Variable] = field(default_factory=dict)
 
 
-def flatten(module: Module, name: str) -> Flat:
-    """Return the kernel with its calls inlined."""
-    function = module.functions[name]
-    flat = Flat(name, function.parameters, function.cluster)
-    _Copy(module, flat, function, "", {}, ()).run()
-    return flat
+def operands_within(operands) -> Iterator:
+    """Yield operands and the parts that they are made of."""
+    for operand in operands:
+        yield operand
+        if isinstance(operand, Vec):
+            yield from operands_within(operand.items)
+        elif isinstance(operand, (Mem, TensorMem)):
+            yield operand.base
 
 
-class _Copy:
-    """Copies one function's body, renaming what is its own with `prefix`."""
+class Copy:
+    """Copies one function's body, renaming what is its own with `prefix`.
 
-    def __init__(self, module, flat, function: Function, prefix: str, cells: dict[str, str], active: tuple[str, ...]):
+    calls, frame: see `calls`; a copy with a frame is of a function that is there once, or of one inlined into it.
+    """
+
+    def __init__(self, module, flat, function: Function, prefix: str, cells: dict[str, str], active, calls, frame):
         self.module, self.flat, self.function, self.prefix = module, flat, function, prefix
-        self.cells = cells
+        self.cells, self.calls, self.frame = cells, calls, frame
         self.active = (*active, function.name)
         self.own_locals = {v.name for v in function.variables if v.space == "local"}
+        self.is_whole = frame is not None and prefix == frame.prefix
+        self.in_frame: dict[str, int] = dict(frame.cells) if self.is_whole else {}
 
     def run(self) -> None:
+        """Copy the whole function."""
         flat, prefix = self.flat, self.prefix
         for name, kind in self.function.registers.items():
             flat.registers[prefix + name] = kind
         for variable in self.function.variables:
-            if variable.space == "local":
+            if variable.space == "local" and self.frame is not None:
+                self.in_frame[variable.name] = self.frame.room(variable.size, variable.align)
+            elif variable.space == "local":
                 flat.locals[prefix + variable.name] = variable
             else:
                 flat.shared.setdefault(variable.name, variable)
@@ -62,10 +89,12 @@ class _Copy:
                 flat.body.append(Label(prefix + item.name))
             else:
                 self._instruction(item)
-        if prefix:
+        if prefix and not self.is_whole:
             flat.body.append(Label(f"{prefix}return"))
 
     def _instruction(self, item: Instruction) -> None:
+        if self.in_frame and self._in_frame(item):
+            return
         if item.opcode in ("ld", "st") and item.modifiers and item.modifiers[0].startswith("param"):
             cell_operand = item.operands[1] if item.opcode == "ld" else item.operands[0]
             if isinstance(cell_operand.base, Sym) and not (
@@ -76,7 +105,7 @@ class _Copy:
         if item.opcode == "call":
             self._call(item)
             return
-        if item.opcode == "ret" and self.prefix:
+        if item.opcode == "ret" and self.prefix and not self.is_whole:
             copy = replace(item, opcode="bra", modifiers=(), operands=(Sym(f"{self.prefix}return"),))
             copy.guard = self._rename(item.guard) if item.guard else None
             self.flat.body.append(copy)
@@ -88,6 +117,29 @@ class _Copy:
         )
         guard = self._rename(item.guard) if item.guard else None
         self.flat.body.append(replace(item, operands=operands, guard=guard))
+
+    def _in_frame(self, item: Instruction) -> bool:
+        """Copy an instruction that names what lies in the frame: local arrays, and the function's own parameters."""
+        named = [
+            part for part in operands_within(item.operands) if isinstance(part, Sym) and part.name in self.in_frame
+        ]
+        if not named or item.opcode in ("bra", "brx", "call"):
+            return False
+        guard = self._rename(item.guard) if item.guard else None
+        pointer, offset = Reg("%sp"), self.in_frame[named[0].name]
+        if item.opcode == "mov" and item.operands[1] is named[0]:
+            operands = (self._rename(item.operands[0]), pointer, Imm(offset, "int"))
+            self.flat.body.append(replace(item, opcode="add", modifiers=("u64",), operands=operands, guard=guard))
+            return True
+        if item.opcode not in ("ld", "st"):
+            raise unsupported(item.name, item.place.line, f"It takes the address of `{named[0].name}`.")
+        operands = tuple(
+            Mem(pointer, offset + operand.offset) if isinstance(operand, Mem) else self._rename(operand)
+            for operand in item.operands
+        )
+        modifiers = tuple("local" if word.startswith("param") else word for word in item.modifiers)
+        self.flat.body.append(replace(item, modifiers=modifiers, operands=operands, guard=guard))
+        return True
 
     def _is_kernel_parameter(self, operand: Mem) -> bool:
         return not self.prefix and any(p.name == operand.base.name for p in self.function.parameters)
@@ -143,14 +195,30 @@ class _Copy:
             self.flat.body.append(replace(item, modifiers=(name,), operands=(Vec(result), *values)))
             return
         function = self.module.functions.get(name)
+        if not isinstance(callee, Sym) or name in self.calls.frames:
+            self._far_call(item, function)
+            return
         if function is None or not function.body:
-            raise unsupported(f"call {name or 'through a pointer'}", item.place.line)
-        if name in self.active:
-            raise unsupported(f"call {name}", item.place.line, "Recursion is not emulated: write the loop out.")
+            raise unsupported(f"call {name}", item.place.line, _INSTEAD.get(name, ""))
         prefix = f"{self.prefix}{name}#{len(self.flat.body)}:"
         cells = {}
         for formal, actual in zip(function.parameters, arguments.items, strict=True):
             cells[formal.name] = self.cells.get(actual.name, self.prefix + actual.name)
         for formal, actual in zip(function.results, results.items, strict=True):
             cells[formal.name] = self.cells.get(actual.name, self.prefix + actual.name)
-        _Copy(self.module, self.flat, function, prefix, cells, self.active).run()
+        Copy(self.module, self.flat, function, prefix, cells, self.active, self.calls, self.frame).run()
+
+    def _far_call(self, item: Instruction, function: Function | None) -> None:
+        """Leave a stand-in for a call of a function that is there once; through a pointer, `function` is None."""
+        results, callee, arguments = item.operands[:3]
+        names = [cell.name for cell in (*results.items, *arguments.items)]
+        if function is None:
+            declared = [self.function.cells[name] for name in names]
+            made, given = declared[: len(results.items)], declared[len(results.items) :]
+        else:
+            made, given = function.results, function.parameters
+        cells = [self.cells.get(name, self.prefix + name) for name in names]
+        guarded = replace(item, guard=self._rename(item.guard) if item.guard else None)
+        pointer = self._rename(callee) if function is None else None
+        name = None if function is None else function.name
+        self.flat.body.append(self.calls.add(self.frame, guarded, name, pointer, made, given, cells))

@@ -141,6 +141,8 @@ class Function:
     variables: list[Variable] = field(default_factory=list)
     body: list[Instruction | Label] = field(default_factory=list)
     branch_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cells: dict[str, Variable] = field(default_factory=dict)
+    """What call sequences declare to pass values in, by name and scope."""
     cluster: tuple[int, int, int] | None = None
     """Blocks of a cluster, where `__cluster_dims__` says so."""
 
@@ -323,7 +325,8 @@ class _Parser:
         elif text.startswith((".pragma", ".callprototype", ".calltargets", ".alias")):
             return
         elif text.startswith(".param"):
-            return  # call sequences name their cells as they are used
+            variable = parse_variable(text)
+            self.function.cells[self._cell(variable.name).name] = variable
         elif text.startswith("."):
             self._variable(text)
         else:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .calls import STACK, flatten, function_addresses
 from .control_flow import BARRIERS, Block, Graph, build_graph
 from .faults import unsupported
-from .inline import flatten
 from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
 from .schedule import LANES_PER_BATCH, Batch
@@ -88,7 +88,8 @@ class Plan:
             symbols[name] = ("shared", base)
         for number, (name, variable) in enumerate(self.flat.locals.items(), start=1):
             base = bank_base(number)
-            self.local_layout[number] = ("local memory", base, variable.size)
+            label = STACK if name == STACK else "local memory"
+            self.local_layout[number] = (label, base, variable.size)
             symbols[name] = ("local", base)
 
     def _lay_out_together(self, shared: dict, symbols: dict) -> None:
@@ -231,6 +232,7 @@ class Program:
             self._regions[self._next_slot] = Region(readable(name), base, data, space)
             self.symbols[name] = (variable.space, base)
             self._next_slot += 1
+        self.symbols |= {name: ("function", at) for name, at in function_addresses(self.module).items()}
         for name, variable in self.module.variables.items():
             for offset, target in variable.references:
                 if target not in self.symbols:

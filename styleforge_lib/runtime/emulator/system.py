@@ -58,9 +58,9 @@ class System:
         text = self._text(first(message))
         raise self._stop("assertion", lanes, site, f"assertion `{text}` failed", first(line))
 
-    def trap(self, lanes: Lanes, site: Site) -> None:
+    def trap(self, lanes: Lanes, site: Site, pointer: bool) -> None:
         """`__trap()`; cooperative groups trap where a grid is to wait that was not launched cooperatively."""
-        what = "trap"
+        what = "a call through a pointer that leads to no function" if pointer else "trap"
         if "%envreg2" in self.batch.plan.graph.bit and not self.batch.launch.cooperative:
             what = "this_grid().sync() needs a cooperative launch, cooperative=True: trap"
         raise self._stop("trap", lanes, site, what, site.line)

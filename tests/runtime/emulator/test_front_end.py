@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
+from styleforge_lib.runtime.emulator.calls import flatten
 from styleforge_lib.runtime.emulator.control_flow import build_graph
-from styleforge_lib.runtime.emulator.inline import flatten
 from styleforge_lib.runtime.emulator.lanes import Universe, merge
 from styleforge_lib.runtime.emulator.parse import (
     Imm,
@@ -169,13 +169,6 @@ def test_refusals_name_the_instruction_and_its_line(statement, name):
     with pytest.raises(NotImplementedError, match=r"line 12") as caught:
         Program(text).plan("k")
     assert f"`{name}" in str(caught.value)
-
-
-def test_recursion_is_refused():
-    text = f"""{HEAD}.func f(.param .b32 f_0) {{ .param .b32 p; call f, (p); ret; }}
-    .visible .entry k() {{ .param .b32 p; call f, (p); ret; }}"""
-    with pytest.raises(NotImplementedError, match="Recursion"):
-        Program(text).plan("k")
 
 
 def test_lane_sets_gather_and_scatter_any_shape():

@@ -112,8 +112,9 @@ def _call(e, ins, m):
 
 @rule("trap", "brkpt")
 def _trap(e, ins, m):
+    pointer = m.flag("pointer")  # the emulator's own: a call through a pointer that leads to no function
     m.finish()
-    e.line(f"m.trap(L, {e.code.site(ins, '', ins.opcode, 4)})")
+    e.line(f"m.trap(L, {e.code.site(ins, '', ins.opcode, 4)}, {pointer})")
 
 
 @rule("bar", "barrier")

@@ -208,13 +208,17 @@ class Emitter:
         self.count = 0
         self.bases: dict[tuple, str] = {}
         self.lowest = _lowest_offsets(block)
+        self.origins: dict[str, tuple] = {}  # variable -> what a rule left about it for other rules
+        self.optional: set[str] = set()
 
     # --- code ------------------------------------------------------------------------------------------------------
 
-    def new(self, expression: str) -> str:
-        """Emit `v = expression` and return v."""
+    def new(self, expression: str, only_if_used: bool = False) -> str:
+        """Emit `v = expression` and return v; the line is left out again if nothing uses v and `only_if_used`."""
         self.count += 1
         name = f"v{self.count}"
+        if only_if_used:
+            self.optional.add(name)
         self.lines.append(f"{name} = {expression}")
         return name
 
@@ -360,7 +364,8 @@ class Emitter:
         self.line(f"return ({', '.join(values)}{',' if values else ''})")
         name = f"block_{self.block.index}"
         head = f"def {name}({', '.join(['m', 'L', *self.inputs.values()])}):"
-        return "\n    ".join([head, *_with_deletions(self.lines)]), list(self.inputs), outputs
+        lines = _without_unused(self.lines, self.optional)
+        return "\n    ".join([head, *_with_deletions(lines)]), list(self.inputs), outputs
 
     def _translate(self, found: Rule, instruction: Instruction) -> None:
         try:
@@ -391,6 +396,14 @@ class Emitter:
             for name in read(self.block.last):
                 mask |= 1 << self.code.graph.bit[name]
         return mask
+
+
+def _without_unused(lines: list[str], optional: set[str]) -> list[str]:
+    """Leave out the definitions of optional variables that no line reads."""
+    if not optional:
+        return lines
+    read = {name for line in lines for name in _VARIABLE.findall(line.partition(" = ")[2] or line)}
+    return [line for line in lines if (name := line.partition(" = ")[0]) not in optional or name in read]
 
 
 def _with_deletions(lines: list[str]) -> Iterator[str]:

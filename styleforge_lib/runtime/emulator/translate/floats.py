@@ -76,9 +76,14 @@ def fma32(a, b, c):
         return _fma32_wide(a.astype(F8), b.astype(F8), c)
     for held, other, sign in ((c, b, 1), (b, c, -1)):
         room = held.base
-        if room is None or room.dtype is not _C8 or not _is_half_of(held, room) or not _fits(other, held.shape):
+        if room is None or room.dtype is not _C8:
             continue
-        if room.ndim == held.ndim:
+        shape, axes = held.shape, held.ndim
+        if room.shape[-axes:] != shape or room.strides[-axes:] != held.strides:
+            continue  # a part of the result
+        if other.shape != shape and other.shape and not _fits(other.shape, shape):
+            continue
+        if room.ndim == axes:
             room.imag = other
         else:
             room, sign = room[0], -sign
@@ -94,17 +99,9 @@ def fma32(a, b, c):
     return _complex_product(a, -1, room)
 
 
-def _is_half_of(value: np.ndarray, room: np.ndarray) -> bool:
-    """Whether a view of a complex array is its real or imaginary part, and not a part of that."""
-    axes = value.ndim
-    return room.shape[-axes:] == value.shape and room.strides[-axes:] == value.strides
-
-
-def _fits(value, shape: tuple[int, ...]) -> bool:
-    """Whether a value broadcasts into a shape."""
-    if value.shape == shape or not value.shape:
-        return True
-    return all(have in (1, want) for have, want in zip(value.shape, shape, strict=True))
+def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts into another."""
+    return all(have in (1, want) for have, want in zip(shape, into, strict=True))
 
 
 def _complex_product(a, sign: int, room: np.ndarray):

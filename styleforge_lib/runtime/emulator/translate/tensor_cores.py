@@ -1,4 +1,4 @@
-"""mma.sync, ldmatrix, stmatrix and the rounding to tf32: what a warp does with small matrices.
+"""mma.sync and the rounding to tf32: what a warp does with small matrices.
 
 A fragment lies in a warp as the PTX ISA lays it down ("Matrix Fragments for mma.m16n8k16" and its neighbours). With
 P elements in a 32-bit register, lane = 4 * g + t and register r, they are all one rule:
@@ -15,13 +15,14 @@ Sums of integers are exact on both, and wrap or (.satfinite) saturate.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..control_flow import read
-from ..memory import Site
-from ..parse import Reg, Vec
 from ..warps import WarpForm, Warps
 from .emitter import helper, rule
+from .matrices import TF32, elements, items, whole_form
 
 _SHAPES = {  # type of A and B -> elements in a register, {shape: depth K}
     "f16": (2, {"m16n8k8": 8, "m16n8k16": 16}),
@@ -35,8 +36,7 @@ _HINT = (
     "tf32 (to f32), m16n8k16 or m16n8k32 of s8 and u8 (to s32)."
 )
 _ALL = slice(None)
-_WORD = np.dtype(np.uint32)
-_TF32 = np.uint32(0xFFFFE000)
+_ROWS_AT_ONCE = 256
 
 
 # --- mma --------------------------------------------------------------------------------------------------------------
@@ -61,55 +61,46 @@ def _mma(e, ins, m):
     site = e.code.site(ins, "warp", ins.opcode, 4)
     kinds = ("b32", "b32", {"f32": "f32", "s32": "s32", "f16": "b32"}[result])
     counts = (depth // packed // 2, depth // packed // 4, 2 if result == "f16" else 4)
-    a, b, c = ([e.use(item, kind) for item in _items(v)] for v, kind in zip(sources, kinds, strict=True))
-    if (len(a), len(b), len(c)) != counts or len(_items(target)) != counts[2]:
+    a, b, c = ([e.use(item, kind) for item in items(v)] for v, kind in zip(sources, kinds, strict=True))
+    if (len(a), len(b), len(c)) != counts or len(items(target)) != counts[2]:
         m.refuse(f"It takes {counts[0]}, {counts[1]} and {counts[2]} registers; `{ins.name}` has others.")
-    left = e.form(",".join(a), f"A.{kind_a}", f"fragment_a(L, ({', '.join(a)},), {kind_a!r}, {site}, m)")
-    right = e.form(",".join(b), f"B.{kind_b}", f"fragment_b(L, ({', '.join(b)},), {kind_b!r}, {site}, m)")
+    left = e.form(",".join(a), f"A.{kind_a}", _fragment(e, "a", a, kind_a, site))
+    right = e.form(",".join(b), f"B.{kind_b}", _fragment(e, "b", b, kind_b, site))
     add = e.form(",".join(c), f"C.{result}", f"accumulator(L, ({', '.join(c)},), {result!r})")
     found = e.new(f"tile_product({left}, {right}, {add}, {result!r}, {saturates})")
     if _only_accumulates(e, ins):
         # No code reads these names: the next product takes the matrix as it is, out of the forms.
         names = [f"w{found}_{number}" for number in range(counts[2])]
     else:
-        names = [e.new(f"from_accumulator(L, {found}, {number})") for number in range(counts[2])]
-    for register, name in zip(_items(target), names, strict=True):
+        registers = e.new(f"dealt(L, {found})")
+        names = [e.new(f"{registers}[{number}]") for number in range(counts[2])]
+    for register, name in zip(items(target), names, strict=True):
         e.set(register, name, kinds[2])
     e.forms[",".join(names), f"C.{result}"] = found
 
 
-def _items(operand) -> tuple:
-    return operand.items if isinstance(operand, Vec) else (operand,)
+def _fragment(e, which: str, registers: list[str], kind: str, site: str) -> str:
+    """Return the expression of a fragment: from what ldmatrix read, if that is all in it, else from the registers."""
+    loads = [e.origins.get(name) for name in registers]
+    if None not in loads and len({(found, transposed) for found, _, transposed in loads}) == 1:
+        found, _, transposed = loads[0]
+        if not transposed or kind in ("f16", "bf16"):
+            return f"loaded_{which}({found}, {tuple(number for _, number, _ in loads)}, {kind!r}, {transposed})"
+    return f"fragment_{which}(L, ({', '.join(registers)},), {kind!r}, {site}, m)"
 
 
 def _only_accumulates(e, ins) -> bool:
     """Whether a product's result is the addend of further products of the same types in this block, and no more."""
     target, block = ins.operands[0], e.block
-    names = {register.name for register in _items(target)}
+    names = {register.name for register in items(target)}
     after = False
     for other in block.instructions:
         if after and names & set(read(other)):
             same = other.opcode == "mma" and other.modifiers == ins.modifiers and other.operands[3] == target
-            if not same or any(names & {r.name for r in _items(v)} for v in other.operands[1:3]):
+            if not same or any(names & {r.name for r in items(v)} for v in other.operands[1:3]):
                 return False
         after = after or other is ins
     return not any(block.live_out >> e.code.graph.bit[name] & 1 for name in names)
-
-
-def _whole_form(m, lanes, site: Site) -> WarpForm:
-    """Return how the lanes lie in warps; raises unless every warp is complete."""
-    form = Warps.form(lanes)
-    if form.present is not None:
-        missing = form.present & ~form.present.all(axis=1, keepdims=True)
-        if missing.any():
-            raise m.memory.fault(
-                "inactive lane",
-                site,
-                form.collect(missing),
-                lanes,
-                lambda place: "all 32 threads of a warp must execute it together, and some of this warp do not",
-            )
-    return form
 
 
 def _stacked(form: WarpForm, values: tuple, shape: tuple[int, ...], place) -> np.ndarray:
@@ -122,68 +113,94 @@ def _stacked(form: WarpForm, values: tuple, shape: tuple[int, ...], place) -> np
     return out
 
 
-def _elements(words: np.ndarray, kind: str) -> np.ndarray:
-    """32-bit words as the numbers in them, along the last axis: float64, or float32 of integers (exact to 2^24)."""
-    if kind == "f16":
-        return words.view(np.float16).astype(np.float32).astype(np.float64)
-    if kind == "bf16":
-        return (words.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    if kind == "tf32":
-        return (words & _TF32).view(np.float32).astype(np.float64)
-    return words.view(np.int8 if kind == "s8" else np.uint8).astype(np.float32)
-
-
 @helper
 def fragment_a(lanes, values, kind, site, m):
     """Return A as (warps, blocks, 16, K)."""
-    form = _whole_form(m, lanes, site)
+    form = whole_form(m, lanes, site)
     words = _stacked(form, values, (2, 8, len(values) // 2, 4), lambda r: (r % 2, _ALL, r // 2))
-    return _elements(words, kind).reshape(*words.shape[:2], 16, -1)
+    return elements(words, kind).reshape(*words.shape[:2], 16, -1)
 
 
 @helper
 def fragment_b(lanes, values, kind, site, m):
     """Return B, transposed: (warps, blocks, 8, K)."""
-    form = _whole_form(m, lanes, site)
+    form = whole_form(m, lanes, site)
     words = _stacked(form, values, (8, len(values), 4), lambda r: (_ALL, r))
-    return _elements(words, kind).reshape(*words.shape[:2], 8, -1)
+    return elements(words, kind).reshape(*words.shape[:2], 8, -1)
 
 
 @helper
 def accumulator(lanes, values, kind):
-    """Return C as (warps, blocks, 16, 8)."""
+    """Return C as (warps, blocks, 16, 8), or a view (warps, blocks, 2, 8, 8) of registers that `dealt` has made."""
     form = Warps.form(lanes)
     if kind == "f16":
         words = _stacked(form, values, (2, 8, 4), lambda r: (r,))
         return words.view(np.float16).reshape(*words.shape[:2], 16, 8)
+    if form.whole and (found := _undealt(values)) is not None:
+        return found
     words = _stacked(form, values, (2, 8, 4, 2), lambda r: (r // 2, _ALL, _ALL, r % 2))
     return words.reshape(*words.shape[:2], 16, 8)
 
 
 @helper
 def tile_product(a, b, c, kind, saturates):
-    """Return A times B plus C, rounded once."""
-    product = np.matmul(a, b.swapaxes(-1, -2))
-    if kind == "f16":
-        return (product + c).astype(np.float16)
-    if kind == "f32":
-        return (product + c).astype(np.float32)
-    total = product.astype(np.int64) + c
-    if saturates:
-        total = np.clip(total, -(2**31), 2**31 - 1)
-    return total.astype(np.int32)
+    """Return A times B plus C, (warps, blocks, 16, 8), rounded once."""
+    product = _products(a, b)
+    product = product.reshape(*product.shape[:2], *c.shape[2:])
+    if kind in ("f16", "f32"):
+        total = np.add(product, c, out=product if product.shape == c.shape else None)
+        total = total.astype(np.float16 if kind == "f16" else np.float32)
+    else:
+        total = product.astype(np.int64) + c
+        if saturates:
+            total = np.clip(total, -(2**31), 2**31 - 1)
+        total = total.astype(np.int32)
+    return total.reshape(*total.shape[:2], 16, 8)
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return A times B of every warp and block."""
+    b = b.swapaxes(-1, -2)
+    blocks = a.shape[1]
+    together = math.gcd(blocks, _ROWS_AT_ONCE // 16)
+    if b.shape[1] > 1 or together == 1:
+        return np.matmul(a, b)
+    # One B for all blocks: the rows of some blocks make one matrix, which is faster than as many small ones. A product
+    # that is too large is no gain: the library under NumPy would spread it over threads that wait for each other.
+    rows = a.reshape(len(a), blocks // together, 16 * together, -1)
+    return np.matmul(rows, b).reshape(len(a), blocks, 16, 8)
 
 
 @helper
-def from_accumulator(lanes, matrix, number):
-    """Return one register of each lane of C or D."""
+def dealt(lanes, matrix):
+    """Return the registers of each lane of C or D."""
     form = Warps.form(lanes)
     warps, blocks = matrix.shape[:2]
     if matrix.dtype == np.float16:
         words = np.ascontiguousarray(matrix).view(np.uint32).reshape(warps, blocks, 2, 32)
-        return form.collect(np.ascontiguousarray(words[:, :, number].transpose(0, 2, 1)))
-    words = matrix.reshape(warps, blocks, 2, 32, 2)[:, :, number >> 1, :, number & 1]
-    return form.collect(np.ascontiguousarray(words.transpose(0, 2, 1)))
+        return tuple(form.collect(np.ascontiguousarray(words[:, :, r].transpose(0, 2, 1))) for r in range(2))
+    # (halves, blocks, warps, rows, columns): in this order a register is a view, with threads 8 bytes apart.
+    registers = np.empty((2, blocks, warps, 8, 8), matrix.dtype)
+    registers.transpose(2, 1, 0, 3, 4)[...] = matrix.reshape(warps, blocks, 2, 8, 8)
+    views = [registers.reshape(2, blocks, warps * 32, 2)[r >> 1, :, :, r & 1].T for r in range(4)]
+    return views if form.whole else [form.collect(view.reshape(warps, 32, blocks)) for view in views]
+
+
+def _undealt(values: tuple) -> np.ndarray | None:
+    """Return the matrix whose registers `dealt` has made these values, as (warps, blocks, 2, 8, 8)."""
+    registers = values[0].base if isinstance(values[0], np.ndarray) else None
+    if registers is None or registers.ndim != 5 or registers.shape[3:] != (8, 8) or registers.itemsize != 4:
+        return None
+    _, blocks, warps, _, _ = registers.shape
+    start, half = registers.__array_interface__["data"][0], registers.nbytes // 2
+    for number, value in enumerate(values):
+        if not isinstance(value, np.ndarray) or value.base is not registers or value.dtype != registers.dtype:
+            return None
+        if value.shape != (32 * warps, blocks) or value.strides != (8, 256 * warps):
+            return None
+        if value.__array_interface__["data"][0] - start != (number >> 1) * half + 4 * (number & 1):
+            return None
+    return registers.transpose(2, 1, 0, 3, 4)
 
 
 def tf32_convert(e, ins, m) -> None:
@@ -202,105 +219,4 @@ def to_tf32(value, mode):
         bits = bits + np.uint32(0x1000)
     elif mode == "rn":
         bits = bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
-    return np.where(value == value, bits & _TF32, np.uint32(0x7FFFFFFF))[()]
-
-
-# --- ldmatrix, stmatrix -----------------------------------------------------------------------------------------------
-
-
-@rule("ldmatrix", "stmatrix")
-def _matrix(e, ins, m):
-    """Thread 8 * i + j gives the address of row j of matrix i: 16 bytes of eight 16-bit elements."""
-    hint = f"Use {ins.opcode}.sync.aligned.m8n8 .x1, .x2 or .x4, with or without .trans, .shared.b16."
-    if not (m.flag("sync") and m.flag("aligned") and m.flag("m8n8")):
-        m.refuse(hint)
-    count = int((m.one_of("x1", "x2", "x4") or m.refuse(hint))[1:])
-    transposed = m.flag("trans")
-    space = m.one_of("shared", "shared_cta", default="generic").replace("_cta", "")
-    if m.one_of("b16") is None or m.left:
-        m.refuse(hint)
-    loads = ins.opcode == "ldmatrix"
-    registers, address = ins.operands if loads else reversed(ins.operands)
-    registers = _items(registers)
-    if len(registers) != count:
-        m.refuse(f".x{count} takes {count} registers.")
-    base = e.use(address.base, "u32" if space == "shared" and _width(e, address.base) == 4 else "u64")
-    site = e.code.site(ins, space, "load" if loads else "store", 16)
-    arguments = f"{base}, {address.offset}, {space!r}, L, {site}"
-    if loads:
-        found = e.new(f"loaded_matrices(m, {count}, {transposed}, {arguments})")
-        for number, register in enumerate(registers):
-            if register is not None:
-                e.set_expression(register, f"{found}[{number}]", "u32")
-    else:
-        values = ", ".join(e.use(register, "u32") for register in registers)
-        e.line(f"stored_matrices(m, ({values},), {transposed}, {arguments})")
-
-
-def _width(e, base) -> int:
-    return e.register(base.name)[1].itemsize if isinstance(base, Reg) else 8
-
-
-def _row_givers(m, address, offset: int, count: int, space: str, lanes, site: Site):
-    """Return the form of the lanes, which of them give an address, and where these point."""
-    form = _whole_form(m, lanes, site)
-    giving = (lanes.thread & 31) < 8 * count
-    givers, _ = lanes.split(giving)
-    if isinstance(address, np.ndarray) and givers is not lanes:
-        address = lanes.expand(address)[np.broadcast_to(giving, lanes.shape)].reshape(givers.shape)
-    where = m.memory.locate(address, offset, space, givers, site)
-    return form, giving, givers, where
-
-
-@helper
-def loaded_matrices(m, count, transposed, address, offset, space, lanes, site):
-    """Return each lane's registers of ldmatrix: lane l holds elements 2 * (l % 4) and the next of row l // 4."""
-    form, giving, givers, where = _row_givers(m, address, offset, count, space, lanes, site)
-    rows = m.memory.load(where, 0, _WORD, 4, site)
-    if givers is not lanes:
-        rows = [_among(row, giving, givers, lanes) for row in rows]
-    # (words, warps, matrix, row, blocks)
-    wide = np.stack(np.broadcast_arrays(*(form.spread(row) for row in rows)))
-    wide = wide.reshape(4, wide.shape[1], 4, 8, wide.shape[3])
-    return tuple(form.collect(_dealt(wide[:, :, number], transposed)) for number in range(count))
-
-
-def _among(value, giving: np.ndarray, givers, lanes) -> np.ndarray:
-    """Put a value of some lanes among zeros for the others."""
-    full = np.zeros(lanes.shape, _WORD)
-    full[np.broadcast_to(giving, lanes.shape)] = givers.expand(value).reshape(-1)
-    return full
-
-
-def _dealt(matrix: np.ndarray, transposed: bool) -> np.ndarray:
-    """(words, warps, rows, blocks) of one matrix as (warps, lanes, blocks)."""
-    warps, blocks = matrix.shape[1], matrix.shape[3]
-    if transposed:
-        matrix = _turned(matrix)
-    return np.ascontiguousarray(matrix.transpose(1, 2, 0, 3)).reshape(warps, 32, blocks)
-
-
-def _turned(matrix: np.ndarray) -> np.ndarray:
-    """Transpose the 8 by 8 elements that lie two by two in (words, warps, rows, blocks)."""
-    low, high = matrix & np.uint32(0xFFFF), matrix >> np.uint32(16)
-    columns = np.stack((low, high), axis=1)  # (word, half, warps, rows, blocks): column 2 * word + half
-    columns = columns.reshape(8, *matrix.shape[1:])
-    pairs = columns[:, :, 0::2] | (columns[:, :, 1::2] << np.uint32(16))  # (column, warps, pair of rows, blocks)
-    return pairs.transpose(2, 1, 0, 3)
-
-
-@helper
-def stored_matrices(m, values, transposed, address, offset, space, lanes, site):
-    """stmatrix: the registers of ldmatrix go back to the rows."""
-    form, giving, givers, where = _row_givers(m, address, offset, len(values), space, lanes, site)
-    wide = np.broadcast_arrays(*(form.spread(value) for value in values))
-    warps, _, blocks = wide[0].shape
-    rows = np.zeros((4, warps, 4, 8, blocks), _WORD)
-    for number, value in enumerate(wide):
-        matrix = value.reshape(warps, 8, 4, blocks).transpose(2, 0, 1, 3)
-        rows[:, :, number] = _turned(matrix) if transposed else matrix
-    words = [lanes.expand(form.collect(row.reshape(warps, 32, blocks))) for row in rows]
-    if givers is not lanes:
-        mask = np.broadcast_to(giving, lanes.shape)
-        words = [word[mask].reshape(givers.shape) for word in words]
-    m.memory.store(where, 0, tuple(words), _WORD, site)
+    return np.where(value == value, bits & TF32, np.uint32(0x7FFFFFFF))[()]

@@ -15,7 +15,7 @@ import numpy as np
 from ..memory import Site
 from ..warps import Warps
 from .emitter import helper, rule
-from .tensor_cores import _elements, _items, _whole_form, _width
+from .matrices import address_width, elements, items, whole_form
 
 _SHAPES = {"m16n16k16": (16, 16, 16), "m32n8k16": (32, 8, 16), "m8n32k16": (8, 32, 16)}
 _HINT = (
@@ -49,13 +49,13 @@ def _move(e, ins, m, part: str, shape) -> None:
     rows, columns, depth = shape
     size = {"a": (rows, depth), "b": (depth, columns)}.get(which, (rows, columns))
     operands = list(ins.operands)
-    registers = _items(operands.pop(0 if part == "load" else 1))
+    registers = items(operands.pop(0 if part == "load" else 1))
     address, stride = operands[0], e.use(operands[1], "u32") if len(operands) > 1 else None
     if stride is None:
         stride = e.constant(size[1] if layout == "row" else size[0], "u32")
     width = 4 if kind == "f32" or layout == "row" or which in "ab" else 2
     site = e.code.site(ins, space, part, width)
-    base = e.use(address.base, "u64" if _width(e, address.base) == 8 else "u32")
+    base = e.use(address.base, "u64" if address_width(e, address.base) == 8 else "u32")
     where = f"{base}, {address.offset}, {space!r}, {stride}, {size}, {layout!r}, {kind!r}, {which in 'ab'}"
     if part == "load":
         found = e.new(f"loaded_fragment(m, L, {site}, {where}, {len(registers)})")
@@ -78,13 +78,13 @@ def _multiply(e, ins, m, shape) -> None:
     else:
         m.refuse(_HINT)
     target, *sources = ins.operands
-    a, b, c = (", ".join(e.use(item, "u32") for item in _items(value)) for value in sources)
+    a, b, c = (", ".join(e.use(item, "u32") for item in items(value)) for value in sources)
     site = e.code.site(ins, "warp", ins.opcode, 4)
     found = e.new(
         f"fragment_product(m, L, {site}, ({a},), ({b},), ({c},), {shape}, {tuple(layouts)}, {kind!r}, "
         f"{result!r}, {addend!r})"
     )
-    for number, register in enumerate(_items(target)):
+    for number, register in enumerate(items(target)):
         e.set_expression(register, f"{found}[{number}]", "u32")
 
 
@@ -102,7 +102,7 @@ def _offsets(lanes, number: int, half: int, stride, size, layout: str, kind: str
 
 def _begin(m, lanes, site: Site, base, offset: int, stride, kind: str) -> None:
     """Raise where a warp is not whole, or its matrix does not begin every line at a multiple of 16 bytes."""
-    _whole_form(m, lanes, site)
+    whole_form(m, lanes, site)
     width = 4 if kind == "f32" else 2
     start, line = np.asarray(base).astype(np.int64) + offset, np.asarray(stride).astype(np.int64) * width
     bad = (start | line) & 15
@@ -160,7 +160,7 @@ def _matrix(form, values: tuple, size, layout: str, kind: str) -> np.ndarray:
     distinct = size[0] * size[1] // (32 * packed)
     wide = np.stack(np.broadcast_arrays(*(form.spread(value) for value in values[:distinct])))
     words = np.ascontiguousarray(wide.transpose(1, 3, 0, 2)).reshape(wide.shape[1], wide.shape[3], -1)
-    numbers = words.view(np.float32) if kind == "f32" else _elements(words, kind)
+    numbers = words.view(np.float32) if kind == "f32" else elements(words, kind)
     if layout == "col":
         return numbers.reshape(*words.shape[:2], size[1], size[0]).swapaxes(-1, -2)
     return numbers.reshape(*words.shape[:2], *size)
@@ -169,7 +169,7 @@ def _matrix(form, values: tuple, size, layout: str, kind: str) -> np.ndarray:
 @helper
 def fragment_product(m, lanes, site, a, b, c, shape, layouts, kind, result, addend):
     """Return the registers of A times B plus C, rounded once (see `tensor_cores`)."""
-    form = _whole_form(m, lanes, site)
+    form = whole_form(m, lanes, site)
     rows, columns, depth = shape
     left = _matrix(form, a, (rows, depth), layouts[0], kind)
     right = _matrix(form, b, (depth, columns), layouts[1], kind)

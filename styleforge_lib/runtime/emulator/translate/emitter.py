@@ -180,7 +180,7 @@ class KernelCode:
 
     def constant(self, value) -> str:
         """Return the name of a constant in translated code."""
-        key = (type(value), value.tobytes()) if isinstance(value, np.generic) else (type(value), value)
+        key = (value.dtype, value.tobytes()) if isinstance(value, (np.generic, np.ndarray)) else (type(value), value)
         name = self._constants.get(key)
         if name is None:
             name = self._constants[key] = f"K{len(self._constants)}"

@@ -204,6 +204,11 @@ class Trace:
         if self.detector is not None:
             self.detector.warp_barrier(lanes)
 
+    def fence(self, lanes: Lanes) -> None:
+        """Note a __threadfence."""
+        if self.detector is not None:
+            self.detector.fence(lanes)
+
     # --- results ---------------------------------------------------------------------------------------------------
 
     @property

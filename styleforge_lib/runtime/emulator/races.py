@@ -6,17 +6,20 @@ Two accesses are ordered if they are one thread's, if a barrier of the block lie
 warp with a __syncwarp between them; two that are not, one of which writes, are a race. Atomics do not race with
 atomics.
 
-Of global memory it remembers the last writer: two threads that write different values to one place, and reads of what
-another thread of the same block has written, with no barrier between. Communication between blocks is not judged, nor
-are their writes where the launch is cooperative: they can wait for each other.
+Of global memory it remembers the same of the arrays that the kernel writes. Two threads of different blocks are ordered
+if the first one's block has published (a fence) since, and the second one's has looked (an atomic or a volatile load);
+`shared_globals` keeps that. Writing the value that is there already harms nobody.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from .faults import Race
 from .memory import Located, Memory, Site, _triple
+from .shared_globals import Placement, Publications, is_strong, written_arrays
 
 _NOBODY = -1
 _WARP_EPOCH, _EPOCH = 20, 40  # where the epochs begin in a packed record; the site is below
@@ -29,30 +32,67 @@ _VERBS = {
 
 
 class _Actor:
-    """One remembered access per granule: the thread, and its site and epochs packed into one number."""
+    """One remembered access per granule: the thread, and its site and epochs packed into one number.
 
-    __slots__ = ("record", "thread")
+    In global memory also how many fences the thread's block had executed. Zeros mean nobody, because memory of zeros
+    costs nothing until it is touched, and an array may be large where few blocks are looked at.
+    """
 
-    def __init__(self, size: int):
-        self.thread = np.full(size, _NOBODY, np.int64)
+    __slots__ = ("fences", "next", "record")
+
+    def __init__(self, size: int, space: str):
+        self.next = np.zeros(size, np.int64)  # the thread's number plus one
         self.record = np.zeros(size, np.int64)
+        self.fences = np.zeros(size, np.int32) if space == "global" else None
 
-    def put(self, where, thread, record) -> None:
-        self.thread[where] = thread
+    def thread(self, where) -> np.ndarray:
+        return self.next[where] - 1
+
+    def put(self, where, thread, record, fences) -> None:
+        self.next[where] = thread + 1
         self.record[where] = record
+        if fences is not None:
+            self.fences[where] = fences
 
 
 def _packed(site: int, epoch: np.ndarray, warp_epoch: np.ndarray) -> np.ndarray:
     return (epoch.astype(np.int64) << _EPOCH) | (warp_epoch.astype(np.int64) << _WARP_EPOCH) | site
 
 
+class _Writes(NamedTuple):
+    """What lanes write: values, and where: words of a bank, or bytes of a global array."""
+
+    value: np.ndarray
+    place: np.ndarray
+
+
+def _same_as_memory(at: Located, writes: _Writes) -> np.ndarray:
+    """Whether the values are already there: writing what is there anyway harms nobody."""
+    value, place = writes
+    width = value.dtype.itemsize
+    if at.region.banked:
+        words = at.region.words.reshape(-1)
+        known = width == 4 and words.size
+        return words[np.minimum(place, words.size - 1)] == value if known else np.zeros(value.shape, bool)
+    data, left_out = at.region.typed(np.dtype(f"u{width}"))
+    return data[np.minimum((place - left_out) // width, data.size - 1)] == value
+
+
+def _put_some(actor: _Actor, chosen, where, thread, record, fences) -> None:
+    """Remember the chosen lanes."""
+    if chosen.all():
+        actor.put(where, thread, record, fences)
+    elif chosen.any():
+        actor.put(where[chosen], thread[chosen], record[chosen], None if fences is None else fences[chosen])
+
+
 class _Shadow:
     """What is remembered of one variable."""
 
-    def __init__(self, size: int, readers: bool):
-        self.writer = _Actor(size)
+    def __init__(self, size: int, space: str):
+        self.writer = _Actor(size, space)
         self.atomic = np.zeros(size, bool)
-        self.readers = [_Actor(size) for _ in range(3)] if readers else []
+        self.readers = [_Actor(size, space) for _ in range(3)]
 
 
 class RaceDetector:
@@ -61,12 +101,20 @@ class RaceDetector:
     def __init__(self, plan, launch, trace):
         self.plan, self.launch, self.trace = plan, launch, trace
         self.threads = launch.threads
-        widths = [s.width for s in plan.code.sites if s.space in ("shared", "generic") and s.width]
-        self.granule = min([4, *widths])
+        # The smallest access decides how finely a space is looked at.
+        self.granules = {
+            space: min([4, *(s.width for s in plan.code.sites if s.space in (space, "generic") and s.width)])
+            for space in ("shared", "global")
+        }
+        self.strong = np.array([is_strong(site) for site in plan.code.sites] or [False])
         self.batch = None
         self.shared: dict[int, _Shadow] = {}
         self.written: dict[int, np.ndarray] = {}
-        self.globals: dict[tuple[int, int], _Shadow] = {}
+        self.placement = Placement(launch.regions)
+        watched = written_arrays(plan, launch) & self.placement.of.keys()
+        self.watched = {self.placement.of[base][0] for base in watched}
+        self.globals: dict[int, _Shadow] = {}
+        self.publications = Publications(launch.grid[0] * launch.grid[1] * launch.grid[2])
         self.epoch = np.zeros(0, np.int32)
         self.warp_epoch = np.zeros((0, 0), np.int32)
         self._seen: set[tuple] = set()
@@ -112,33 +160,53 @@ class RaceDetector:
         thread = lanes.expand(lanes.thread).reshape(-1)
         block = lanes.expand(lanes.block).reshape(-1)
         offset = np.broadcast_to(np.asarray(at.offset + delta), lanes.shape).reshape(-1)
+        granule = self.granules[space]
         if space == "shared":
-            shadow = self.shared.get(id(at.region))
-            if shadow is None:
-                size = -(-at.region.size // self.granule) * at.region.owners
-                shadow = self.shared[id(at.region)] = _Shadow(size, True)
-            granule = self.granule
+            shadow, start = self._shared_shadow(at), 0
         else:
-            granule = min(site.width, 4)
-            key = (at.region.base, granule)
-            shadow = self.globals.get(key)
+            shadow, start = self._global_shadow(at)
             if shadow is None:
-                if site.verb == "load":
-                    return
-                shadow = self.globals[key] = _Shadow(-(-at.region.size // granule) + 1, False)
+                return
+            self.publications.access(site, self.batch.block_numbers[block])
         for step in range(max(1, site.width // granule)):
-            where = (offset + step * granule) // granule
+            where = (offset + (start + step * granule)) // granule
             where = where * at.region.owners + block if space == "shared" else where
             value = self._value(values, step, granule, site, lanes)
-            self._judge(shadow, where, thread, block, space, at, site, offset, value)
+            same = None
+            if value is not None:
+                width = site.width // len(values)
+                same = _Writes(value, where if space == "shared" else offset + step * granule // width * width)
+            self._judge(shadow, where, thread, block, space, at, site, offset, same)
+
+    def fence(self, lanes) -> None:
+        """Note a fence for the whole GPU."""
+        self.publications.fence(self.batch.block_numbers[lanes.block.reshape(-1)])
+
+    def _shared_shadow(self, at: Located) -> _Shadow:
+        shadow = self.shared.get(id(at.region))
+        if shadow is None:
+            size = -(-at.region.size // self.granules["shared"]) * at.region.owners
+            shadow = self.shared[id(at.region)] = _Shadow(size, "shared")
+        return shadow
+
+    def _global_shadow(self, at: Located) -> tuple[_Shadow | None, int]:
+        """Return the shadow of the piece of memory that an array lies in, and where in it the array begins."""
+        number, start = self.placement.of[at.region.base]
+        if number not in self.watched:
+            return None, start
+        shadow = self.globals.get(number)
+        if shadow is None:
+            size = self.placement.sizes[number] // self.granules["global"] + 1
+            shadow = self.globals[number] = _Shadow(size, "global")
+        return shadow, start
 
     def arrived(self, at: Located, thread, block, site: Site) -> None:
         """Note that an asynchronous copy into shared memory has arrived for the threads that issued it."""
-        shadow, granule = self.shared[id(at.region)], self.granule
+        shadow, granule = self.shared[id(at.region)], self.granules["shared"]
         offset = at.lanes.expand(at.offset).reshape(-1)
         record = _packed(site.number, self.epoch[block], self.warp_epoch[thread >> 5, block])
         for step in range(site.width // granule):
-            shadow.writer.put((offset + step * granule) // granule * at.region.owners + block, thread, record)
+            shadow.writer.put((offset + step * granule) // granule * at.region.owners + block, thread, record, None)
 
     @staticmethod
     def _value(values, step: int, granule: int, site: Site, lanes):
@@ -150,74 +218,68 @@ class RaceDetector:
         return np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
 
     def _judge(self, shadow: _Shadow, where, thread, block, space: str, at, site: Site, offset, value) -> None:
-        writes, atomic = site.verb != "load", site.verb == "atomic"
-        number = self.batch.block_numbers[block] * self.threads + thread if space == "global" else thread
+        writes, atomic, everywhere = site.verb != "load", site.verb == "atomic", space == "global"
+        grid_block = self.batch.block_numbers[block] if everywhere else None
+        number = grid_block * self.threads + thread if everywhere else thread
         epoch, warp_epoch = self.epoch[block], self.warp_epoch[thread >> 5, block]
         actors = [("write after write" if writes else "read after write", shadow.writer)]
         if writes:
             actors += [("write after read", reader) for reader in shadow.readers]
+        if everywhere and atomic:
+            del actors[1:]  # a loop around atomicCAS looks before it writes
         for kind, actor in actors:
             record = actor.record[where]
-            if space == "shared" and not (record >> _EPOCH >= epoch).any():
+            if not everywhere and not (record >> _EPOCH >= epoch).any():
                 continue  # the usual case: a barrier lies between
-            other = actor.thread[where]
+            other = actor.thread(where)
             bad = (other != _NOBODY) & (other != number)
             if not bad.any():
                 continue
-            same_block = (
-                np.ones(bad.shape, bool) if space == "shared" else other // self.threads == number // self.threads
-            )
-            other_thread = other if space == "shared" else other % self.threads
+            other_block, other_thread = divmod(other, self.threads) if everywhere else (None, other)
+            same_block = other_block == grid_block if everywhere else np.ones(bad.shape, bool)
             ordered = same_block & (record >> _EPOCH < epoch)
             ordered |= (
                 same_block & (other_thread >> 5 == thread >> 5) & ((record >> _WARP_EPOCH) & _WARP_MASK < warp_epoch)
             )
+            if everywhere:
+                ordered |= ~same_block & (
+                    self.strong[site.number]
+                    | self.strong[record & _SITE_MASK]
+                    | self.publications.ordered(other_block, actor.fences[where], grid_block)
+                )
             bad &= ~ordered
-            if space == "global" and (not writes or self.launch.cooperative):
-                bad &= same_block  # between blocks a grid-wide barrier may lie
             if kind != "write after read" and atomic:
                 bad &= ~shadow.atomic[where]
             if kind == "write after write" and value is not None and bad.any():
-                bad &= ~self._same_as_memory(at, where, value)
+                bad &= ~_same_as_memory(at, value)
             if bad.any():
                 self._report(kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block)
+        record, fences = _packed(site.number, epoch, warp_epoch), None
+        if everywhere:
+            fences = self.publications.fences[grid_block]
         if writes:
             if value is not None:
-                self._colliding(where, value, space, at, site, thread, block, offset)
-            shadow.writer.put(where, number, _packed(site.number, epoch, warp_epoch))
+                self._colliding(where, value.value, space, at, site, thread, block, offset)
+            shadow.writer.put(where, number, record, fences)
             shadow.atomic[where] = atomic
-        elif shadow.readers:
-            self._remember_readers(shadow, where, thread, epoch, _packed(site.number, epoch, warp_epoch))
-
-    @staticmethod
-    def _same_as_memory(at: Located, where, value) -> np.ndarray:
-        """Whether 4-byte values are already there: writing what is there anyway harms nobody."""
-        if value.dtype.itemsize != 4:
-            return np.zeros(value.shape, bool)
-        if at.region.banked:
-            words = at.region.words.reshape(-1)
-            return words[np.minimum(where, words.size - 1)] == value if words.size else np.zeros(value.shape, bool)
-        data, _ = at.region.typed(np.dtype(np.uint32))
-        return data[np.minimum(where, data.size - 1)] == value
-
-    @staticmethod
-    def _remember_readers(shadow: _Shadow, where, thread, epoch, record) -> None:
-        first, same_warp, other_warp = shadow.readers
-        held = first.thread[where]
-        free = (held == _NOBODY) | (held == thread) | (first.record[where] >> _EPOCH < epoch)
-        if free.all():
-            first.put(where, thread, record)
         else:
-            first.put(where[free], thread[free], record[free])
-        held = first.thread[where]
+            self._remember_readers(shadow, where, number, epoch, record, fences)
+
+    def _remember_readers(self, shadow: _Shadow, where, thread, epoch, record, fences) -> None:
+        first, same_warp, other_warp = shadow.readers
+        held = first.thread(where)
+        free = (held == _NOBODY) | (held == thread)
+        free |= (held // self.threads == thread // self.threads) & (first.record[where] >> _EPOCH < epoch)
+        _put_some(first, free, where, thread, record, fences)
+        held = first.thread(where)
         rest = held != thread
         if not rest.any():
             return
-        near = rest & (held >> 5 == thread >> 5)
-        far = rest & ~near
-        same_warp.put(where[near], thread[near], record[near])
-        if far.any():
-            other_warp.put(where[far], thread[far], record[far])
+        near = (held // self.threads == thread // self.threads) & (
+            held % self.threads >> 5 == thread % self.threads >> 5
+        )
+        _put_some(same_warp, rest & near, where, thread, record, fences)
+        _put_some(other_warp, rest & ~near, where, thread, record, fences)
 
     def _colliding(self, where, value, space: str, at, site: Site, thread, block, offset) -> None:
         """Lanes of one instruction that write different values to one place."""
@@ -242,7 +304,7 @@ class RaceDetector:
             if same_block[first]:
                 other_block = int(self.batch.block_numbers[block[first]])
             else:
-                other_block = int(actor.thread[where[first]]) // self.threads
+                other_block = int(actor.thread(where[first])) // self.threads
             self._add(kind, space, at, site.line, self.plan.code.sites[other_site].line, int(block[first]),
                       int(thread[first]), None, int(other_thread[first]), int(offset[first]), other_block)  # fmt: skip
 
@@ -265,7 +327,7 @@ class RaceDetector:
             where = f"block {_triple(other_index)} {where}"
         same_warp = other_index == block_index and thread >> 5 == other_thread >> 5
         advice = (
-            "blocks run in any order"
+            "blocks run in any order: split the work into two launches, or publish with __threadfence() and an atomic"
             if other_index != block_index
             else "put __syncwarp() or __syncthreads() between them"
             if same_warp

@@ -139,6 +139,11 @@ class Batch:
         """Return the address of the driver's workspace of a grid, which only a cooperative launch has."""
         return slot_base(WORKSPACE_SLOT) if self.launch.cooperative else 0
 
+    def fence(self, lanes: Lanes) -> None:
+        """Tell a trace of a fence for the whole GPU; memory itself is in program order here."""
+        if self.trace is not None:
+            self.trace.fence(lanes)
+
     def parameter(self, offset: int, dtype: np.dtype):
         """Return a kernel parameter, as a scalar."""
         found = self._parameters.get((offset, dtype))

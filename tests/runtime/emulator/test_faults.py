@@ -85,6 +85,7 @@ FAULTS = {
         kernel("if (threadIdx.x < n / 5) { y[threadIdx.x] = 1;\n __syncthreads(); // HERE\n y[threadIdx.x] += x[1]; }"
                " else { y[threadIdx.x] = 2;\n __syncthreads(); // OTHER\n y[threadIdx.x] *= x[2]; }"),
         ("threadIdx.x < n / 5", "n > 5"),
+        grid=1,
     ),
     "deadlock of two named barriers": Planted(
         "deadlock",
@@ -185,6 +186,63 @@ FAULTS = {
         kernel("if (blockIdx.x) return; int i = threadIdx.x;\n x[i] = i; // OTHER\n\n y[i] = x[63 - i]; // HERE"),
         ("OTHER\n\n", "OTHER\n __syncthreads();\n"),
         raised=False,
+    ),
+    "a warp overwrites what it has yet to read": Planted(
+        "write after read",
+        kernel("__shared__ float a[64]; a[threadIdx.x] = x[threadIdx.x]; __syncthreads();\n float v = a[threadIdx.x ^ 1]; // OTHER\n\n"
+               " a[threadIdx.x] = v + threadIdx.x; // HERE\n y[threadIdx.x] = v;"),
+        ("OTHER\n\n", "OTHER\n __syncwarp();\n"),
+        raised=False,
+        says="__syncwarp",
+    ),
+    "two warps write one place": Planted(
+        "write after write",
+        kernel("__shared__ float a[32];\n a[threadIdx.x % 32] = threadIdx.x; // HERE OTHER\n __syncthreads(); if (threadIdx.x < 32) y[threadIdx.x] = a[threadIdx.x];"),
+        ("a[threadIdx.x % 32]", "if (threadIdx.x < 32) a[threadIdx.x % 32]"),
+        raised=False,
+        says="__syncthreads",
+    ),
+    "a block overwrites global memory that it has yet to read": Planted(
+        "write after read",
+        kernel("if (blockIdx.x) return; int i = threadIdx.x;\n float v = x[63 - i]; // OTHER\n\n x[i] = v + i; // HERE"),
+        ("OTHER\n\n", "OTHER\n __syncthreads();\n"),
+        raised=False,
+        says="global race (write after read) on x",
+    ),
+    "an array shifted in place": Planted(
+        "write after read",
+        kernel("if (blockIdx.x) return; int i = threadIdx.x;\n x[i] = x[i + 1] + 1; // HERE OTHER"),
+        ("x[i] = x[i + 1] + 1;", "float v = x[i + 1] + 1; __syncthreads(); x[i] = v;"),
+        raised=False,
+    ),
+    "blocks that read their neighbour's half-finished work": Planted(
+        "write after read",
+        kernel("int i = blockIdx.x * 32 + threadIdx.x;\n float v = x[i ^ 32]; // OTHER\n if (v < 9) __syncthreads();\n x[i] = v + i; // HERE"),
+        ("x[i] = v + i;", "y[i] = v + i;"),
+        block=32,
+        raised=False,
+        says="which block (1,0,0) thread (0,0,0) read",
+    ),
+    "a result that is read without being published": Planted(
+        "read after write",
+        kernel("__shared__ bool last; if (threadIdx.x == 0) {\n x[blockIdx.x] = 7 + blockIdx.x; // OTHER\n\n"
+               " last = atomicAdd((int*)y, 1) == 1; }\n __syncthreads(); if (last && threadIdx.x < 2)\n y[1 + threadIdx.x] = x[threadIdx.x]; // HERE"),
+        ("OTHER\n\n", "OTHER\n __threadfence();\n"),
+        raised=False,
+        says="publish with __threadfence() and an atomic",
+    ),
+    "a result that is read without a look at the flag": Planted(
+        "read after write",
+        kernel("int i = blockIdx.x; if (i == 0 && threadIdx.x == 0) {\n x[0] = 7; // OTHER\n __threadfence(); *(volatile float*)y = 1; }\n if (i == 1 && threadIdx.x == 0) {\n\n"
+               " y[1] = x[0]; // HERE\n }"),
+        ("{\n\n", "{ while (*(volatile float*)y == 0) {}\n"),
+        raised=False,
+    ),
+    "misaligned shared memory": Planted(
+        "misaligned",
+        kernel("__shared__ float a[68]; a[threadIdx.x] = 1; a[threadIdx.x + 4] = 1; __syncthreads();\n float2 v = *(float2*)(a + threadIdx.x + 1); // HERE\n y[threadIdx.x] = v.x + v.y;"),
+        ("a + threadIdx.x + 1", "a + 2 * (threadIdx.x / 2)"),
+        says="multiple of 8",
     ),
     "unwritten shared memory": Planted(
         "unwritten read",

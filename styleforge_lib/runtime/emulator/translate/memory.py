@@ -214,15 +214,18 @@ def _needed(e, ins, target) -> bool:
 
 @rule("membar", "fence")
 def _fence(e, ins, m):
-    """Memory is in program order here; a fence has nothing left to do, but for what a trace knows of proxies."""
+    """Memory is in program order here; a fence is for a trace alone, which knows of proxies and of other blocks."""
     if m.left[:2] == ["proxy", "async"]:
         m.left = m.left[2:]
         m.one_of("shared_cta", "shared_cluster", "global")
         m.finish()
         e.line("m.observations.fenced(L)")
         return
+    wide = {"gl", "gpu", "sys", "cluster"} & set(m.left) and "proxy" not in m.left
     m.left = [word for word in m.left if word not in ("gl", "sc", "proxy", "alias", "mbarrier_init", *_SCOPES, *_ORDER)]
     m.finish()
+    if wide:
+        e.line("m.fence(L)")
 
 
 @rule("prefetch", "prefetchu", "discard", "applypriority", "nanosleep", "pmevent", "griddepcontrol")

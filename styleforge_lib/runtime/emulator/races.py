@@ -269,17 +269,23 @@ class RaceDetector:
         first, same_warp, other_warp = shadow.readers
         held = first.thread(where)
         free = (held == _NOBODY) | (held == thread)
-        free |= (held // self.threads == thread // self.threads) & (first.record[where] >> _EPOCH < epoch)
+        if not free.all():
+            free |= (first.record[where] >> _EPOCH < epoch) & self._together(held, thread, fences)[0]
         _put_some(first, free, where, thread, record, fences)
         held = first.thread(where)
         rest = held != thread
         if not rest.any():
             return
-        near = (held // self.threads == thread // self.threads) & (
-            held % self.threads >> 5 == thread % self.threads >> 5
-        )
+        near = self._together(held, thread, fences)[1]
         _put_some(same_warp, rest & near, where, thread, record, fences)
         _put_some(other_warp, rest & ~near, where, thread, record, fences)
+
+    def _together(self, one: np.ndarray, two: np.ndarray, fences) -> tuple:
+        """Whether threads are of one block, and of one warp; `fences` is None for threads of one block."""
+        if fences is None:
+            return True, one >> 5 == two >> 5
+        (block, thread), (other_block, other_thread) = divmod(one, self.threads), divmod(two, self.threads)
+        return block == other_block, (block == other_block) & (thread >> 5 == other_thread >> 5)
 
     def _colliding(self, where, value, space: str, at, site: Site, thread, block, offset) -> None:
         """Lanes of one instruction that write different values to one place."""

@@ -76,13 +76,14 @@ def _global(*verbs: str) -> Counters:
     return Counters((requests,), (tuple(name.replace("requests", "sectors") for name in requests),))
 
 
-# The counters of instructions ("sass") leave out what other units do to the banks, so they come first.
+# The counters of instructions ("sass") leave out what other units do to the banks, so they come first. ldsm is
+# ldmatrix; ldgsts is cp.async, a load from global memory and a store to shared memory in one.
 METRICS: dict[Access, Counters] = {
     ("global", "load"): _global("ld", "ldgsts"),
     ("global", "store"): _global("st"),
     ("global", "atomic"): _global("red", "atom"),
     ("shared", "load"): Counters(
-        (("smsp__inst_executed_op_shared_ld.sum", "smsp__inst_executed_op_ldsm.sum"),),
+        (("smsp__sass_inst_executed_op_shared_ld.sum", "smsp__sass_inst_executed_op_ldsm.sum"),),
         (
             (
                 "smsp__sass_l1tex_data_pipe_lsu_wavefronts_mem_shared_op_ld.sum",
@@ -92,7 +93,7 @@ METRICS: dict[Access, Counters] = {
         ),
     ),
     ("shared", "store"): Counters(
-        (("smsp__inst_executed_op_shared_st.sum",),),
+        (("smsp__sass_inst_executed_op_shared_st.sum", "smsp__sass_inst_executed_op_ldgsts.sum"),),
         (
             (
                 "smsp__sass_l1tex_data_pipe_lsu_wavefronts_mem_shared_op_st.sum",
@@ -112,11 +113,10 @@ ASIDE = (
     "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_st.sum",
     "smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_ldsm.sum",
     "smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_ldgsts.sum",
-    "smsp__sass_inst_executed_op_shared_ld.sum",
-    "smsp__sass_inst_executed_op_shared_st.sum",
-    "smsp__sass_inst_executed_op_ldsm.sum",
-    "smsp__sass_inst_executed_op_ldgsts.sum",
     "smsp__sass_inst_executed_op_global_ld.sum",
+    "smsp__inst_executed_op_shared_ld.sum",
+    "smsp__inst_executed_op_shared_st.sum",
+    "smsp__inst_executed_op_ldsm.sum",
     "smsp__inst_executed_op_ldgsts.sum",
     "smsp__inst_executed.sum",
     "sm__sass_l1tex_t_sectors_pipe_lsu_mem_global_op_ldgsts_cache_access.sum",
@@ -125,7 +125,11 @@ ASIDE = (
     "l1tex__t_sectors_pipe_lsu_mem_global_op_ldgsts_cache_bypass.sum",
 )
 # Kernel and access -> why the two counts differ.
-EXPLAINED: dict[tuple[str, Access], str] = {}
+EXPLAINED: dict[tuple[str, Access], str] = {
+    ("atomics_colliding", ("global", "atomic")): (
+        "four lanes meet at each address: the card counts the sector four times, the emulator once a request"
+    ),
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -188,9 +192,14 @@ def version(ncu: str) -> str:
     return found[0] if (found := re.findall(r"\d+\.\d+[\d.]*", said)) else ""
 
 
+def wanted_metrics() -> list[str]:
+    """Return the names of all counters that are asked for."""
+    return list(dict.fromkeys([*(name for c in METRICS.values() for name in c.every()), *ASIDE]))
+
+
 def known_metrics(ncu: str) -> list[str]:
     """Return those of our counters that this card has; where ncu does not tell, all of them."""
-    wanted = list(dict.fromkeys([*(name for c in METRICS.values() for name in c.every()), *ASIDE]))
+    wanted = wanted_metrics()
     said = subprocess.run([ncu, "--query-metrics"], capture_output=True, text=True, check=False, timeout=SECONDS).stdout
     there = set(re.findall(r"^\s*(\w+__\w+)", said, re.M))
     return [name for name in wanted if name.removesuffix(".sum") in there] or wanted
@@ -228,8 +237,8 @@ def _environment(**more: str) -> dict[str, str]:
 def read_csv(text: str) -> dict[str, dict[str, float]]:
     """Return {kernel: {metric: value}} of what `ncu --csv` prints, with a row for each metric or for each kernel.
 
-    Remarks before the table are passed over. Values may have thousands separators; one that is no number (n/a) is left
-    out. ValueError: there is no table, or a kernel is in it twice.
+    Remarks before the table are passed over, and so are metrics that were not asked for. Values may have thousands
+    separators; one that is no number (n/a) is left out. ValueError: there is no table, or a kernel is in it twice.
     """
     lines = text.splitlines()
     start = next((number for number, line in enumerate(lines) if '"Kernel Name"' in line and '"ID"' in line), None)
@@ -237,6 +246,7 @@ def read_csv(text: str) -> dict[str, dict[str, float]]:
         raise ValueError(f"no table of ncu in these {len(lines)} lines; they end with: {' '.join(lines[-3:])!r}")
     found: dict[str, dict[str, float]] = {}
     launches: dict[str, str] = {}
+    wanted = set(wanted_metrics())
     for row in csv.DictReader(line for line in lines[start:] if line.startswith('"')):
         if not row["ID"]:
             continue  # the row of units
@@ -247,7 +257,7 @@ def read_csv(text: str) -> dict[str, dict[str, float]]:
         pairs = [(row["Metric Name"], row["Metric Value"])] if "Metric Name" in row else row.items()
         for metric, value in pairs:
             number = _number(value)
-            if number is not None and "__" in (metric or ""):
+            if number is not None and metric in wanted:
                 values[metric] = number
     return found
 
@@ -260,14 +270,18 @@ def _number(text: str | None) -> float | None:
 
 
 def own_csv(emulated: Mapping[str, Emulated]) -> str:
-    """Return a CSV such as ncu prints, of the emulator's own counts: what a dry run reads."""
+    """Return a CSV such as ncu prints, of the emulator's own counts: what a dry run reads.
+
+    Where a difference is explained, it has twice as many sectors or passes.
+    """
     header = ["ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size",
               "Grid Size", "Device", "CC", "Section Name", "Metric Name", "Metric Unit", "Metric Value"]  # fmt: skip
     lines = ["==PROF== Connected to process 4711", ",".join(f'"{word}"' for word in header)]
     for number, (name, probe) in enumerate(emulated.items()):
         for access, counters in METRICS.items():
             count = probe.counts.get(access, Requests())
-            for names, value in ((counters.requests[0], count.requests), (counters.units[0], count.units)):
+            units = count.units * (2 if (name, access) in EXPLAINED else 1)
+            for names, value in ((counters.requests[0], count.requests), (counters.units[0], units)):
                 for position, metric in enumerate(names):
                     row = [number, 4711, "python3", "127.0.0.1", f"{name}(const float *, float *)", 1, 7,
                            f"({BLOCK}, 1, 1)", f"({GRID}, 1, 1)", 0, "9.0", "Command line profiler metrics",

@@ -164,10 +164,10 @@ class RaceDetector:
         if space == "shared":
             shadow, start = self._shared_shadow(at), 0
         else:
+            self.publications.access(site, self.batch.block_numbers[block])
             shadow, start = self._global_shadow(at)
             if shadow is None:
                 return
-            self.publications.access(site, self.batch.block_numbers[block])
         for step in range(max(1, site.width // granule)):
             where = (offset + (start + step * granule)) // granule
             where = where * at.region.owners + block if space == "shared" else where

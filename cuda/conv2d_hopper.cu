@@ -54,7 +54,7 @@ constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * 
 constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
 constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
 #ifndef FLIGHT
-#define FLIGHT 4  // 16-byte loads that a thread has under way; 3 and 4 were the best of 2 to 18
+#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: the best of 2 to 18
 #endif
 static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
 
@@ -128,22 +128,17 @@ __device__ void load_halo(const Input& in, unsigned halo, int y0, int x0) {
 }
 
 // The sums of a row of D (a plane of out) over the tile's pixels: four lanes have 32 pixels each, and all get the result.
+// WHOLE: the tile is within the picture.
+template <bool WHOLE>
 __device__ double2 row_sums(const float (&d)[64], int first, int height, int width) {
     const int x = threadIdx.x % 4 * 2;
-    const float n = min(height, TILE_H) * min(width, TILE_W);
-    float mean = 0.0f, rest = 0.0f, m2 = 0.0f;
+    const float pivot = __shfl_sync(~0u, d[first], threadIdx.x & 28);  // of the first pixel, which is always inside
+    float rest = 0.0f, m2 = 0.0f;
 #pragma unroll
     for (int y = 0; y < TILE_H; y++)
         for (int e = 0; e < 2; e++)
-            if (y < height && x + e < width) mean += d[4 * y + first + e];
-    mean += __shfl_xor_sync(~0u, mean, 1);
-    mean += __shfl_xor_sync(~0u, mean, 2);
-    mean /= n;
-#pragma unroll
-    for (int y = 0; y < TILE_H; y++)
-        for (int e = 0; e < 2; e++)
-            if (y < height && x + e < width) {
-                const float distance = d[4 * y + first + e] - mean;
+            if (WHOLE || (y < height && x + e < width)) {
+                const float distance = d[4 * y + first + e] - pivot;
                 rest += distance;
                 m2 = fmaf(distance, distance, m2);
             }
@@ -151,7 +146,7 @@ __device__ double2 row_sums(const float (&d)[64], int first, int height, int wid
         rest += __shfl_xor_sync(~0u, rest, lanes);
         m2 += __shfl_xor_sync(~0u, m2, lanes);
     }
-    return tile_sums(n, mean, rest, m2);
+    return tile_sums(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W), pivot, rest, m2);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -211,8 +206,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const int top = y0 + (SAME_ROWS ? group * TILE_H : 0), row = group * 64 + warp * 16 + lane / 4;
     double2* rows_done = reinterpret_cast<double2*>(raw + (ring - shared_address(raw)) + STAGES * STEP) - 128;  // free, too
     if (sums) {
-        const double2 one = top < rows_out ? row_sums(d, 0, rows_out - top, columns_out - x0) : double2{};
-        const double2 other = top < rows_out ? row_sums(d, 2, rows_out - top, columns_out - x0) : double2{};
+        const int tall = rows_out - top, wide = columns_out - x0;
+        double2 one = {}, other = {};
+        if (tall >= TILE_H && wide >= TILE_W)
+            one = row_sums<true>(d, 0, tall, wide), other = row_sums<true>(d, 2, tall, wide);
+        else if (tall > 0)
+            one = row_sums<false>(d, 0, tall, wide), other = row_sums<false>(d, 2, tall, wide);
         if (lane % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
     }
     // Through the halo's memory, which is free now: [half][pixel 128][64 numbers], then 16 bytes a thread to out.
@@ -228,6 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                      : "memory");
     }
     __syncthreads();
+    bool last = false;  // of all blocks: then the planes are complete
     if (sums) {
         sums += blockIdx.y * PLANE_WORDS;
         const int c = threadIdx.x;
@@ -236,10 +236,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             for (int r = c; r < 128; r += CHANNELS_OUT) all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
             add_to_plane(sums, CHANNELS_OUT, c, blockIdx.x, all);
         }
-        if (last_to_add(sums, gridDim.x) && c < CHANNELS_OUT)
-            reinterpret_cast<float2*>(affine_out)[blockIdx.y * CHANNELS_OUT + c] =
-                close_plane(sums, CHANNELS_OUT, c, (UPSAMPLE ? 4.0 : 1.0) * rows_out * columns_out,
-                            norm_weight ? norm_weight[c] : 1.0f, norm_bias ? norm_bias[c] : 0.0f, eps);
+        __syncthreads();
+        if (threadIdx.x == 0) last = last_to_add(sums, gridDim.x);  // while the others write out
     }
     // A row of out (doubled: of two neighbouring pixels) has `across_out` groups; which of them are this block's?
     constexpr int HALVES_JOINED = CHANNELS_OUT == 128 || PHASES == 2 ? 2 : 1;  // both halves are one row of 256 bytes
@@ -260,4 +258,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         if (y < rows_out && at < columns_out)
             target[(static_cast<long long>(line_out) * columns_out + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
     }
+    if (sums && threadIdx.x < 32 && __shfl_sync(~0u, last, 0))
+        for (int c = threadIdx.x; c < CHANNELS_OUT; c += 32)
+            reinterpret_cast<float2*>(affine_out)[blockIdx.y * CHANNELS_OUT + c] =
+                close_plane(sums, CHANNELS_OUT, c, (UPSAMPLE ? 4.0 : 1.0) * rows_out * columns_out,
+                            norm_weight ? norm_weight[c] : 1.0f, norm_bias ? norm_bias[c] : 0.0f, eps);
 }

@@ -1,8 +1,8 @@
 // The statistics of planes that many blocks add to, in any order, with the same bits every time.
 //
-//   tile_sums(n, mean, rest, m2)        of n numbers in float32 -> their sum and sum of squares, in double
+//   tile_sums(n, pivot, rest, m2)       of n numbers in float32 -> their sum and sum of squares, in double
 //   add_to_plane(sums, channels, channel, slot, tile)   adds them to a plane
-//   last_to_add(sums, blocks)           after a block's last addition: true in the block that is the last of `blocks`
+//   last_to_add(sums, blocks)           after a block's additions: true in the block that is the last of `blocks`
 //   close_plane(sums, channels, channel, n, weight, bias, eps)   there: (scale, shift) of the instance norm over the n
 //                                       numbers of a plane; leaves the sums as it found them before the launch, zero
 //
@@ -12,8 +12,8 @@
 // why        A convolution's epilogue knows a tile of each plane, and the next layer wants the mean and variance of the
 //            whole. Floating-point atomics would add in the order in which blocks finish: another result every run.
 //            Integers may be added in any order. No buffer of partial results, and no kernel in between.
-// numbers    The tile's moments are taken in float32 around a mean of its own (rest: the sum of distances from it, m2: of
-//            their squares), so that mean 4000 and deviation 0.5 are no trouble. The sum counts in 2^-24, the squares in
+// numbers    The tile's moments are taken in float32 around one of its numbers (rest: the sum of distances from this pivot,
+//            m2: of their squares), so that mean 4000 and deviation 0.5 are no trouble. The sum counts in 2^-24, the squares in
 //            ones, and their fractions in 2^-40. They are subtracted in double (E[x^2] - E[x]^2), where 53 bits are left
 //            for it. A tile that is out of range, infinite or NaN marks the plane, and scale and shift are NaN.
 #pragma once
@@ -21,30 +21,31 @@
 constexpr int PLANE_ENTRIES = 512, PLANE_WORDS = 3 * PLANE_ENTRIES + 16;
 constexpr unsigned long long PLANE_POISON = 1ull << 62;  // in the fractions, which 2^20 tiles leave below 2^60
 
-__device__ inline double2 tile_sums(float n, float mean, float rest, float m2) {
-    const double center = mean;
+__device__ inline double2 tile_sums(float n, float pivot, float rest, float m2) {
+    const double center = pivot;
     return {n * center + rest, m2 + center * (2.0 * rest + n * center)};
 }
 
+__device__ inline void add_only(long long* word, long long value) {  // atomicAdd, but nobody waits for the old value
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
 __device__ inline void add_to_plane(long long* sums, int channels, int channel, int slot, double2 tile) {
-    auto* word = reinterpret_cast<unsigned long long*>(sums) + slot % (PLANE_ENTRIES / channels) * 3 * channels + channel;
+    long long* word = sums + slot % (PLANE_ENTRIES / channels) * 3 * channels + channel;
     if (!(fabs(tile.x) < 0x1p38 && tile.y < 0x1p61)) {
-        atomicOr(word + 2 * channels, PLANE_POISON);
+        atomicOr(reinterpret_cast<unsigned long long*>(word + 2 * channels), PLANE_POISON);
         return;
     }
     const double whole = floor(tile.y);
-    atomicAdd(word, static_cast<unsigned long long>(__double2ll_rn(tile.x * 0x1p24)));
-    atomicAdd(word + channels, static_cast<unsigned long long>(__double2ll_rn(whole)));
-    atomicAdd(word + 2 * channels, static_cast<unsigned long long>(__double2ll_rn((tile.y - whole) * 0x1p40)));
+    add_only(word, __double2ll_rn(tile.x * 0x1p24));
+    add_only(word + channels, __double2ll_rn(whole));
+    add_only(word + 2 * channels, __double2ll_rn((tile.y - whole) * 0x1p40));
 }
 
-// All threads of the block call it; every thread's additions are seen by the block that comes last.
+// One thread calls it, after a barrier that all additions of its block precede: what it releases is theirs, too.
 __device__ inline bool last_to_add(long long* sums, unsigned blocks) {
-    __shared__ unsigned before;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) before = atomicAdd(reinterpret_cast<unsigned*>(sums + 3 * PLANE_ENTRIES), 1u);
-    __syncthreads();
+    unsigned before;
+    asm volatile("atom.release.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(sums + 3 * PLANE_ENTRIES) : "memory");
     if (before != blocks - 1) return false;
     __threadfence();
     return true;

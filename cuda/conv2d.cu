@@ -18,22 +18,24 @@
 // computes   2 * KERNEL^2 * C_IN * C_OUT operations a pixel.
 //
 // The design follows implicit GEMM (Chetlur et al., cuDNN, 2014) with the input tile kept for all taps.
-#include "common/implicit_gemm.cuh"
+#include "common/layer.cuh"
 
-
-struct Convolution : Launch {
+struct Shape : Launch {
     static constexpr int phases = 1, kernel = KERNEL, taps = KERNEL * KERNEL, stride = STRIDE;
     static constexpr int pad = KERNEL / 2, reach = KERNEL - 1;
     static __device__ int border(int i, int n) { return reflected(i, n); }
     static __device__ int tap_y(int phase, int tap) { return tap / kernel; }
     static __device__ int tap_x(int phase, int tap) { return tap % kernel; }
 };
-using Number = Convolution::type;
 
-extern "C" __global__ void __launch_bounds__(Convolution::threads, BLOCKS)
+#include "common/implicit_gemm.cuh"
+
+using Number = Shape::type;
+
+extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
     conv2d(const Number* __restrict__ x, const float* __restrict__ affine, const Number* __restrict__ residual,
-        Number* materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
-        Number* __restrict__ out, float* partial, int height, int width, int out_height, int out_width) {
-    convolve<Convolution>({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out,
-                           reinterpret_cast<Moments*>(partial), height, width, out_height, out_width});
+        Number* __restrict__ materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
+        Number* __restrict__ out, float* __restrict__ partial, int height, int width, int out_height, int out_width) {
+    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out,
+              reinterpret_cast<Moments*>(partial), height, width, out_height, out_width});
 }

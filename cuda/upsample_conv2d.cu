@@ -13,21 +13,23 @@
 // All else is as in conv2d.cu: switches, types, launch; the tile is cut from the small picture. Any size from 1x1.
 //
 // The idea is the sub-pixel view of resize-convolution (Odena et al. 2016, Shi et al. 2016).
-#include "common/implicit_gemm.cuh"
+#include "common/layer.cuh"
 
-struct Upsampling : Launch {
+struct Shape : Launch {
     static constexpr int phases = 4, taps = 4, stride = 1, pad = 1, reach = 2;
     static __device__ int border(int i, int n) { return clamped(i, n); }
     static __device__ int tap_y(int phase, int tap) { return phase / 2 + tap / 2; }
     static __device__ int tap_x(int phase, int tap) { return phase % 2 + tap % 2; }
 };
-using Number = Upsampling::type;
 
-extern "C" __global__ void __launch_bounds__(Upsampling::threads, BLOCKS)
-    upsample_conv2d(const Number* __restrict__ x, const float* __restrict__ affine,
-        const Number* __restrict__ residual, Number* materialised, const Number* __restrict__ weight,
-        const float* __restrict__ bias, Number* __restrict__ out, float* partial, int height, int width,
-        int out_height, int out_width) {
-    convolve<Upsampling>({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out,
-                          reinterpret_cast<Moments*>(partial), height, width, out_height, out_width});
+#include "common/implicit_gemm.cuh"
+
+using Number = Shape::type;
+
+extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
+    upsample_conv2d(const Number* __restrict__ x, const float* __restrict__ affine, const Number* __restrict__ residual,
+        Number* __restrict__ materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
+        Number* __restrict__ out, float* __restrict__ partial, int height, int width, int out_height, int out_width) {
+    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out,
+              reinterpret_cast<Moments*>(partial), height, width, out_height, out_width});
 }

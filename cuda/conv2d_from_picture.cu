@@ -1,12 +1,12 @@
 // The first layer: reflection padding and a KERNEL x KERNEL convolution of a picture, NCHW with 3 channels, to NHWC; on
-// tensor cores, with the moments of its output.
+// tensor cores, with the statistics of its output.
 //
 //   out[n][y][x][k] = bias[k] + sum over dy, dx, c of picture[n][c][reflect(y + dy - PAD)][reflect(x + dx - PAD)] * W[k][c][dy][dx]
 //
 // x          [images][3][height][width] of PICTURE: unsigned char, float, __half or __nv_bfloat16, in 0..255. Rounded
 //            to NUMBER once, which is exact for whole numbers up to 256. No separate conversion, no padded copy.
 // weight     packed: [chunk][column C_OUT][16 bytes], see ops/conv2d_ends.py.
-// out, bias, partial, switches, launch       as in conv2d.cu; STRIDE 1.
+// out, bias, sums_out, switches, launch       as in conv2d.cu; STRIDE 1.
 // products   three channels fill no fragment, so a row of the product is a stretch of the kernel's row: a pixel is four
 //            numbers, the fourth 0, and 16 bytes (a chunk) are two pixels of 16 bits or one of TF32. A kernel row of 9
 //            is 5 chunks, its tenth pixel multiplied by 0: 243 of 368 products of a 16-bit number count, 243 of 328 in TF32.
@@ -56,7 +56,7 @@ __device__ void load_picture(const Place& at, const PICTURE* picture, unsigned h
     for (int p = at.thread; p < HALO_H * PITCH; p += S::threads) {
         const int y = reflected(at.y0 + p / PITCH - S::pad, at.layer.height);
         const int x = reflected(at.x0 + p % PITCH - S::pad, at.layer.width);
-        Packed<Number> pixel;
+        Group<Number> pixel;
         for (int c = 0; c < 3; c++)
             pixel.number[c] = rounded<Number>(number_of(picture[c * plane + (long long)y * at.layer.width + x]));
         pixel.number[3] = to<Number>(0.0f);
@@ -106,13 +106,15 @@ __device__ void multiply(Sums& sums, unsigned halo, unsigned weights) {
 
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
     conv2d_from_picture(const PICTURE* __restrict__ x, const Number* __restrict__ weight,
-        const float* __restrict__ bias, Number* __restrict__ out, float* __restrict__ partial, int height, int width) {
+        const float* __restrict__ bias, Number* __restrict__ out, long long* __restrict__ sums_out, int height,
+        int width) {
     extern __shared__ __align__(128) char dynamic[];
     const unsigned halo = shared_address(dynamic), weights = halo + HALO_BYTES;
-    const Layer layer = {x,   nullptr, nullptr, nullptr, weight, bias, out, reinterpret_cast<Moments*>(partial),
-                         height, width, height, width};
+    Layer layer = {};
+    layer.bias = bias, layer.out = out, layer.sums_out = sums_out;
+    layer.height = layer.out_height = height, layer.width = layer.out_width = width;
     const Place at(layer, S::tile_h, S::tile_w);
-    Sums sums(at, halo, reinterpret_cast<Moments*>(dynamic + STAGING));
+    Sums sums(at, halo, reinterpret_cast<double2*>(dynamic + STAGING));
     for (int byte = at.thread * 16; byte < WEIGHT_BYTES; byte += S::threads * 16)
         copy_16(weights + byte, reinterpret_cast<const char*>(weight) + byte);
     commit_copies();

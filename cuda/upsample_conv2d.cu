@@ -9,7 +9,6 @@
 // weight     the folded F, packed as for conv2d.cu with column = (2a + b) * C_OUT + k and four taps, 2r + s. Folded in
 //            float32 and rounded once.
 // x, out     [images][height][width][C_IN], [images][2 height][2 width][C_OUT].
-// partial    [images][tiles * rows][C_OUT][4]: rows as many as passes a tile's phases take.
 // All else is as in conv2d.cu: switches, types, launch; the tile is cut from the small picture. Any size from 1x1.
 //
 // The idea is the sub-pixel view of resize-convolution (Odena et al. 2016, Shi et al. 2016).
@@ -27,9 +26,11 @@ struct Shape : Launch {
 using Number = Shape::type;
 
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
-    upsample_conv2d(const Number* __restrict__ x, const float* __restrict__ affine, const Number* __restrict__ residual,
-        Number* __restrict__ materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
-        Number* __restrict__ out, float* __restrict__ partial, int height, int width, int out_height, int out_width) {
-    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out,
-              reinterpret_cast<Moments*>(partial), height, width, out_height, out_width});
+    upsample_conv2d(const Number* __restrict__ x, const Number* __restrict__ residual, Number* __restrict__ materialised,
+        const long long* __restrict__ sums_in, const float* __restrict__ norm_weight,
+        const float* __restrict__ norm_bias, float eps, const Number* __restrict__ weight,
+        const float* __restrict__ bias, Number* __restrict__ out, long long* __restrict__ sums_out, int height,
+        int width, int out_height, int out_width) {
+    convolve({x, residual, materialised, sums_in, norm_weight, norm_bias, eps, weight, bias, out, sums_out, height,
+              width, out_height, out_width});
 }

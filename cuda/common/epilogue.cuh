@@ -1,11 +1,12 @@
-// What becomes of the sums of a tile: bias, ReLU, rounding, moments, and rows of whole pixels in memory.
+// What becomes of the sums of a tile: bias, ReLU, rounding, statistics, and rows of whole pixels in memory.
 //
 //   Sums::clear(), v            the accumulators of a warp: WARP_M pixels by WARP_N columns, as mma.sync holds them
 //   Sums::finish(pass)          all the rest, with two barriers; the staging area must be free after the first
 //
 // columns    PHASES * C_OUT in all, COLUMNS of them in a pass; column = phase * C_OUT + channel. A convolution has one
 //            phase, an upsampling one four, whose outputs belong to one pixel of the tile.
-// partial    a row for each tile and pass of phases.
+// statistics are those of the numbers that are written, rounded: a constant plane has no variance then, and the norm
+//            that follows gives its bias exactly.
 #pragma once
 #include "layer.cuh"
 
@@ -15,7 +16,6 @@ struct Sums {
     static constexpr int PIXELS = S::tile_h * S::tile_w;
     static constexpr int TOTAL = S::phases * S::c_out, PASSES = TOTAL / S::columns;
     static constexpr int PASS_PHASES = S::columns > S::c_out ? S::columns / S::c_out : 1;
-    static constexpr int ROWS = S::phases / PASS_PHASES;  // of partial, for a tile
     static constexpr int STAGING_BYTES = PIXELS * S::columns * (int)sizeof(T);
 
     static constexpr int WARP_M = PIXELS / S::warps_m, WARP_N = S::columns / S::warps_n;
@@ -30,14 +30,14 @@ struct Sums {
 
     const Place& at;
     const unsigned staging;  // address of STAGING_BYTES of shared memory
-    Moments* const moments;  // WARPS_M * COLUMNS of them, in shared memory
+    double2* const columns_done;  // WARPS_M * COLUMNS sums and sums of squares, in shared memory
     const int warp_m, warp_n;
     float sums[MT][NT][4];
 
-    __device__ Sums(const Place& place, unsigned staging_area, Moments* moments_area)
+    __device__ Sums(const Place& place, unsigned staging_area, double2* sums_area)
         : at(place),
           staging(staging_area),
-          moments(moments_area),
+          columns_done(sums_area),
           warp_m(place.warp / S::warps_n),
           warp_n(place.warp % S::warps_n) {}
 
@@ -52,10 +52,10 @@ struct Sums {
 
     __device__ void finish(int pass) {
         finish_sums(pass);
-        if constexpr (S::statistics) gather_moments();
-        __syncthreads();  // all have read what lay in the staging area, and written their moments
+        if constexpr (S::statistics) gather_sums();
+        __syncthreads();  // all have read what lay in the staging area, and written their sums
         stage_output();
-        if constexpr (S::statistics) write_moments(pass);
+        if constexpr (S::statistics) add_sums(pass);
         __syncthreads();
         write_output(pass);
     }
@@ -68,8 +68,6 @@ struct Sums {
         return at.y0 + pixel / S::tile_w < at.layer.out_height && at.x0 + pixel % S::tile_w < at.layer.out_width;
     }
 
-    // Bias and ReLU, then the rounding to T: the moments are those of the numbers that are written, so that a constant
-    // plane, rounded, has no variance, and the norm that follows gives its bias exactly.
     __device__ void finish_sums(int pass) {
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
@@ -88,17 +86,17 @@ struct Sums {
             }
     }
 
-    // The moments of each column over the warp's pixels, to shared memory: distances from the first pixel, their sum
-    // and the sum of their squares. That pixel is one of the n, so it lies at most sqrt(n) deviations off the mean, and
-    // the difference below loses at most a factor of n of float32's precision: 64 of 2^24.
-    __device__ void gather_moments() {
+    // Of each column over the warp's pixels: distances from the first pixel, their sum and the sum of their squares. That
+    // pixel is one of the n, so it lies at most sqrt(n) deviations off the mean, and the variance loses at most a factor
+    // of n of float32's precision: 64 of 2^24.
+    __device__ void gather_sums() {
         bool counts[MT][2];
         int count = 0;
 #pragma unroll
         for (int mt = 0; mt < MT; mt++)
 #pragma unroll
             for (int r = 0; r < 2; r++) count += counts[mt][r] = inside(pixel_of(mt, 2 * r));
-        const float n = (float)across_rows(count), inverse = n > 0.0f ? 1.0f / n : 0.0f;
+        const float n = (float)across_rows(count);
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -115,12 +113,9 @@ struct Sums {
                     }
                 sum = across_rows(sum);
                 squares = across_rows(squares);
-                if (at.lane / 4 == 0) {
-                    Mean mean = {first, 0.0f};
-                    mean.move(sum * inverse);
-                    const float m2 = squares - sum * (sum * inverse);
-                    moments[warp_m * S::columns + column_of(nt, i)] = {n, mean, m2 < 0.0f ? 0.0f : m2};
-                }
+                if (at.lane / 4 == 0)
+                    columns_done[warp_m * S::columns + column_of(nt, i)] =
+                        n > 0.0f ? tile_sums(n, first, sum, squares) : double2{};
             }
     }
 
@@ -131,15 +126,15 @@ struct Sums {
         return v;
     }
 
-    // After a barrier: the moments of the block's warps and phases become one row of `partial`.
-    __device__ void write_moments(int pass) {
+    // After a barrier: the sums of the block's warps and phases, in a fixed order, to the planes.
+    __device__ void add_sums(int pass) {
         constexpr int WIDTH = S::columns < S::c_out ? S::columns : S::c_out;
-        const int first = pass * S::columns, tiles = gridDim.x;
-        const long long row = ((long long)at.image * tiles + at.tile) * ROWS + first / S::c_out / PASS_PHASES;
         for (int c = at.thread; c < WIDTH; c += S::threads) {
-            Moments m = {};
-            for (int i = 0; i < S::warps_m * PASS_PHASES; i++) m = merge(m, moments[i * WIDTH + c]);
-            at.layer.partial[row * S::c_out + first % S::c_out + c] = m;
+            double2 all = {};
+            for (int i = 0; i < S::warps_m * PASS_PHASES; i++)
+                all = {all.x + columns_done[i * WIDTH + c].x, all.y + columns_done[i * WIDTH + c].y};
+            add_to_plane(at.layer.sums_out + at.image * 3 * PLANE_WORDS, S::c_out, pass * S::columns % S::c_out + c,
+                         at.tile, all);
         }
     }
 

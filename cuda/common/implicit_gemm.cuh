@@ -7,13 +7,14 @@
 //      input channels, [COLUMNS][depth], laid out by the host as ldmatrix wants them;
 //   2. loads the tile's halo once (halo.cuh);
 //   3. multiplies, stage by stage: a tap is an offset into the halo, so all taps read the same copy;
-//   4. adds bias, rounds, takes the moments of what is to be written, and writes it (epilogue.cuh).
+//   4. adds bias, rounds, takes the statistics of what is to be written, and writes it (epilogue.cuh).
 // Several passes over 3 and 4 make COLUMNS columns each, where all together are too many for the registers.
 //
 // Shape      what layer.cuh says, and taps, tap_y(phase, tap), tap_x(phase, tap).
 // sizes      tiles hang over the edge of any picture; offsets have 64 bits.
-// launch     grid (tiles, 1, images), 32 * WARPS_M * WARPS_N threads, Block::SHARED bytes of dynamic shared memory.
-// numbers    products are exact, sums float32; no atomics: the same launch gives the same bits.
+// launch     grid (tiles, images), 32 * WARPS_M * WARPS_N threads, Block::SHARED bytes of dynamic shared memory.
+// numbers    products are exact, sums float32; only integers are added in the order of arrival: the same launch gives
+//            the same bits.
 #pragma once
 #include "epilogue.cuh"
 #include "halo.cuh"
@@ -29,7 +30,7 @@ struct Block {
     static constexpr int SLOTS = RESIDENT ? STAGES : S::ring;
     static constexpr int RING_BYTES = SLOTS * STAGE_BYTES > Sums::STAGING_BYTES ? SLOTS * STAGE_BYTES : Sums::STAGING_BYTES;
     static constexpr int SHARED =
-        Halo::BYTES + RING_BYTES + (S::statistics ? S::warps_m * S::columns * (int)sizeof(Moments) : 0);
+        Halo::BYTES + RING_BYTES + (S::statistics ? S::warps_m * S::columns * (int)sizeof(double2) : 0);
     static_assert(S::ring >= 2, "a stage arrives while another is read");
 
     const Place at;
@@ -41,7 +42,7 @@ struct Block {
         : at(layer, S::tile_h, S::tile_w),
           halo{at, shared_address(shared)},
           ring(halo.base + Halo::BYTES),
-          sums(at, ring, reinterpret_cast<Moments*>(shared + Halo::BYTES + RING_BYTES)) {}
+          sums(at, ring, reinterpret_cast<double2*>(shared + Halo::BYTES + RING_BYTES)) {}
 
     __device__ void issue(int pass, int stage) {
         if (stage < STAGES) {

@@ -9,7 +9,7 @@
 //              pixel needs), border(i, n). It stands before the headers that use it (halo, epilogue, implicit_gemm),
 //              which are made for the one Shape of their file.
 #pragma once
-#include "moments.cuh"
+#include "plane_sums.cuh"
 #include "tensor_cores.cuh"
 
 #ifndef NUMBER
@@ -28,8 +28,8 @@
 #define RING 2
 #define BLOCKS 1
 #endif
-#ifndef AFFINE
-#define AFFINE 0
+#ifndef NORM
+#define NORM 0
 #define RELU_IN 0
 #define RESIDUAL 0
 #define MATERIALISE 0
@@ -42,20 +42,23 @@ struct Launch {
     using type = NUMBER;
     static constexpr int c_in = C_IN, c_out = C_OUT, tile_h = TILE_H, tile_w = TILE_W, warps_m = WARPS_M;
     static constexpr int warps_n = WARPS_N, columns = COLUMNS, ring = RING, threads = 32 * WARPS_M * WARPS_N;
-    static constexpr bool affine = AFFINE, relu_in = RELU_IN, residual = RESIDUAL, materialise = MATERIALISE;
+    static constexpr bool norm = NORM, relu_in = RELU_IN, residual = RESIDUAL, materialise = MATERIALISE;
     static constexpr bool statistics = STATISTICS, bias = BIAS, relu_out = RELU_OUT;
 };
 
 struct Layer {
-    const void* x;            // [images][height][width][C_IN]
-    const float2* affine;     // [images][C_IN]: scale, shift
-    const void* residual;     // like x
-    void* materialised;       // like x
-    const void* weight;       // packed
-    const float* bias;        // [C_OUT]
-    void* out;                // [images][rows][columns][C_OUT]
-    Moments* partial;         // [images][tiles * rows][C_OUT]
-    int height, width;        // of x
+    const void* x;              // [images][height][width][C_IN]
+    const void* residual;       // like x
+    void* materialised;         // like x
+    const long long* sums_in;   // of the planes of x, see plane_sums.cuh: what the norm makes scale and shift of,
+    const float* norm_weight;   // with [C_IN] of each, or null for 1 and 0
+    const float* norm_bias;
+    float eps;
+    const void* weight;         // packed
+    const float* bias;          // [C_OUT]
+    void* out;                  // [images][rows][columns][C_OUT]
+    long long* sums_out;        // of the planes of out, zero before the launch
+    int height, width;          // of x
     int out_height, out_width;  // of what tiles are cut from: the output, or before upsampling the input
 };
 
@@ -69,7 +72,7 @@ struct Place {
           thread(threadIdx.x),
           lane(threadIdx.x % 32),
           warp(threadIdx.x / 32),
-          image(blockIdx.z),
+          image(blockIdx.y),
           tile(blockIdx.x) {
         const int across = (l.out_width + tile_w - 1) / tile_w;
         y0 = tile / across * tile_h;

@@ -4,7 +4,7 @@
 //   load_matrices(r, address)   ldmatrix.x4: four matrices of 8 rows of 16 bytes, as the fragments of `product`
 //   copy_16(to, from), commit_copies(), await_copies<N>()       cp.async, its groups, and the wait for all but N of them
 //   row_offset<GROUPS>(row, group)                              where a 16-byte group of a row lies in shared memory
-//   Packed<T>, pack, relu, rounded<T>                           16 bytes of numbers, there and back
+//   Group<T>, pack, relu, rounded<T>                           16 bytes of numbers, there and back
 //
 // fragments  32 bytes of a row are 16 numbers of 16 bits or 8 of TF32, and for both ldmatrix hands each lane the
 //            registers that mma.sync wants: row lane / 4, the 4 bytes at 4 * (lane % 4), of each 8 x 16-byte matrix. So
@@ -120,10 +120,10 @@ __device__ int row_offset(int row, int group) {
 // Numbers
 
 template <typename T>
-union alignas(16) Packed {
+union alignas(16) Group {
     uint4 whole;
     T number[LANES<T>];
-    __device__ Packed() {}
+    __device__ Group() {}
 };
 
 // The value that the tensor core is to see: TF32 keeps 10 bits of the fraction, here to the nearest.

@@ -65,6 +65,8 @@ class AsyncCopies:
         group = self.committed
         if isinstance(group, np.ndarray):
             group = lanes.expand(lanes.gather(group)).copy()
+        # Translated code may count its address on in place: the copy keeps where it was to go.
+        address = address.copy() if isinstance(address, np.ndarray) else address
         self.waiting.append(_Copy(lanes, address, offset, space, values, group, store))
 
     def commit(self, lanes: Lanes) -> None:

@@ -5,11 +5,12 @@
 //   v = relu(x * scale + shift) + residual,  scale and shift of the image and channel        each step if it is switched on
 //
 // x, residual, materialised    [images][height][width][C_IN] of T.        out    [images][out_height][out_width][C_OUT]
-// norm       scale and shift come from sums_in, the plane sums of x (common/plane_sums.cuh), with the norm's weight, bias
-//            [C_IN] and eps. sums_out: the plane sums of out, as rounded, are added there.
+// affine     [images][C_IN][2] floats, scale and shift of x. affine_out [images][C_OUT][2]: those of the instance norm that
+//            follows, from the statistics of out as rounded, with norm_weight, norm_bias [C_OUT] and eps; sums
+//            [images][PLANE_WORDS] are zero before and after (common/plane_sums.cuh).
 // weight     packed: [pass][chunk][tap][column][depth], see ops/convolution.py; a stage is one tap and `depth` input
 //            channels.                                                    bias   [C_OUT] floats
-// switches   -D NORM, RELU_IN, RESIDUAL, MATERIALISE (v is written too), STATISTICS, BIAS, RELU_OUT: 0 or 1. What is
+// switches   -D AFFINE, RELU_IN, RESIDUAL, MATERIALISE (v is written too), STATISTICS (a norm follows), BIAS, RELU_OUT: 0 or 1. What is
 //            switched off may be null.
 // sizes      KERNEL is odd and KERNEL / 2 < height, width (a reflection cannot be wider than the picture). C_IN * size
 //            of T a multiple of 32 bytes, C_OUT of 16. MATERIALISE: STRIDE 1.
@@ -34,11 +35,11 @@ struct Shape : Launch {
 using Number = Shape::type;
 
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
-    conv2d(const Number* __restrict__ x, const Number* __restrict__ residual, Number* __restrict__ materialised,
-        const long long* __restrict__ sums_in, const float* __restrict__ norm_weight,
-        const float* __restrict__ norm_bias, float eps, const Number* __restrict__ weight,
-        const float* __restrict__ bias, Number* __restrict__ out, long long* __restrict__ sums_out, int height,
-        int width, int out_height, int out_width) {
-    convolve({x, residual, materialised, sums_in, norm_weight, norm_bias, eps, weight, bias, out, sums_out, height,
-              width, out_height, out_width});
+    conv2d(const Number* __restrict__ x, const float* __restrict__ affine, const Number* __restrict__ residual,
+        Number* __restrict__ materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
+        Number* __restrict__ out, long long* sums, const float* __restrict__ norm_weight,
+        const float* __restrict__ norm_bias, float eps, float* __restrict__ affine_out, int height, int width,
+        int out_height, int out_width) {
+    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out, sums, norm_weight,
+              norm_bias, eps, reinterpret_cast<float2*>(affine_out), height, width, out_height, out_width});
 }

@@ -6,7 +6,7 @@
 // x          [images][3][height][width] of PICTURE: unsigned char, float, __half or __nv_bfloat16, in 0..255. Rounded
 //            to NUMBER once, which is exact for whole numbers up to 256. No separate conversion, no padded copy.
 // weight     packed: [chunk][column C_OUT][16 bytes], see ops/conv2d_ends.py.
-// out, bias, sums_out, switches, launch       as in conv2d.cu; STRIDE 1.
+// out, bias, norm, switches, launch       as in conv2d.cu; STRIDE 1.
 // products   three channels fill no fragment, so a row of the product is a stretch of the kernel's row: a pixel is four
 //            numbers, the fourth 0, and 16 bytes (a chunk) are two pixels of 16 bits or one of TF32. A kernel row of 9
 //            is 5 chunks, its tenth pixel multiplied by 0: 243 of 368 products of a 16-bit number count, 243 of 328 in TF32.
@@ -106,21 +106,22 @@ __device__ void multiply(Sums& sums, unsigned halo, unsigned weights) {
 
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
     conv2d_from_picture(const PICTURE* __restrict__ x, const Number* __restrict__ weight,
-        const float* __restrict__ bias, Number* __restrict__ out, long long* __restrict__ sums_out, int height,
-        int width) {
+        const float* __restrict__ bias, Number* __restrict__ out, long long* sums,
+        const float* __restrict__ norm_weight, const float* __restrict__ norm_bias, float eps,
+        float* __restrict__ affine_out, int height, int width) {
     extern __shared__ __align__(128) char dynamic[];
     const unsigned halo = shared_address(dynamic), weights = halo + HALO_BYTES;
-    Layer layer = {};
-    layer.bias = bias, layer.out = out, layer.sums_out = sums_out;
-    layer.height = layer.out_height = height, layer.width = layer.out_width = width;
+    const Layer layer = {x,         nullptr,     nullptr,   nullptr, weight, bias, out,
+                         sums,      norm_weight, norm_bias, eps,     reinterpret_cast<float2*>(affine_out),
+                         height,    width,       height,    width};
     const Place at(layer, S::tile_h, S::tile_w);
-    Sums sums(at, halo, reinterpret_cast<double2*>(dynamic + STAGING));
+    Sums tile(at, halo, reinterpret_cast<double2*>(dynamic + STAGING));
     for (int byte = at.thread * 16; byte < WEIGHT_BYTES; byte += S::threads * 16)
         copy_16(weights + byte, reinterpret_cast<const char*>(weight) + byte);
     commit_copies();
     load_picture(at, x, halo);
     await_copies<0>();
     __syncthreads();
-    multiply(sums, halo, weights);
-    sums.finish(0);
+    multiply(tile, halo, weights);
+    tile.finish(0);
 }

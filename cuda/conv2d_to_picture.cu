@@ -3,7 +3,7 @@
 //
 //   out[n][k][y][x] = bias[k] + sum over dy, dx, c of v[n][reflect(y + dy - PAD)][reflect(x + dx - PAD)][c] * W[k][c][dy][dx]
 //
-// x, norm, switches, launch       as in conv2d.cu: v = relu(x * scale + shift).
+// x, affine, switches, launch       as in conv2d.cu: v = relu(x * scale + shift).
 // out        [images][3][height][width] of PICTURE: float, __half, __nv_bfloat16, or unsigned char, which is clamped to
 //            0..255 and rounded to the nearest, ties to even (NaN becomes 0).
 // weight     packed: [dy][column 32][C_IN], column = 3 * dx + k, see ops/conv2d_ends.py.
@@ -103,14 +103,13 @@ __device__ void write_picture(const Place& at, const float* p, const float* bias
 }
 
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
-    conv2d_to_picture(const Number* __restrict__ x, const long long* __restrict__ sums_in,
-        const float* __restrict__ norm_weight, const float* __restrict__ norm_bias, float eps,
+    conv2d_to_picture(const Number* __restrict__ x, const float* __restrict__ affine,
         const Number* __restrict__ weight, const float* __restrict__ bias, PICTURE* __restrict__ out, int height,
         int width) {
     extern __shared__ __align__(128) char dynamic[];
     const unsigned weights = shared_address(dynamic) + HALO_BYTES;
     Layer layer = {};
-    layer.x = x, layer.sums_in = sums_in, layer.norm_weight = norm_weight, layer.norm_bias = norm_bias, layer.eps = eps;
+    layer.x = x, layer.affine = reinterpret_cast<const float2*>(affine);
     layer.height = layer.out_height = height, layer.width = layer.out_width = width;
     const Place at(layer, S::tile_h, S::tile_w);
     const Halo halo{at, shared_address(dynamic)};

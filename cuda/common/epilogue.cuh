@@ -55,9 +55,9 @@ struct Sums {
         if constexpr (S::statistics) gather_sums();
         __syncthreads();  // all have read what lay in the staging area, and written their sums
         stage_output();
-        if constexpr (S::statistics) add_sums(pass);
         __syncthreads();
         write_output(pass);
+        if constexpr (S::statistics) add_sums(pass);
     }
 
     // A sum's place: lane = 4 * g + t holds in sums[mt][nt][i] pixel 16 * mt + 8 * (i / 2) + g of the warp's, and
@@ -126,16 +126,24 @@ struct Sums {
         return v;
     }
 
-    // After a barrier: the sums of the block's warps and phases, in a fixed order, to the planes.
+    // After a barrier: the sums of the block's warps and phases, in a fixed order, to the planes. The block that is the
+    // last of its image makes scale and shift of them.
     __device__ void add_sums(int pass) {
         constexpr int WIDTH = S::columns < S::c_out ? S::columns : S::c_out;
+        const Layer& l = at.layer;
+        long long* planes = l.sums + (long long)at.image * PLANE_WORDS;
         for (int c = at.thread; c < WIDTH; c += S::threads) {
             double2 all = {};
             for (int i = 0; i < S::warps_m * PASS_PHASES; i++)
                 all = {all.x + columns_done[i * WIDTH + c].x, all.y + columns_done[i * WIDTH + c].y};
-            add_to_plane(at.layer.sums_out + at.image * 3 * PLANE_WORDS, S::c_out, pass * S::columns % S::c_out + c,
-                         at.tile, all);
+            add_to_plane(planes, S::c_out, pass * S::columns % S::c_out + c, at.tile, all);
         }
+        if (pass + 1 < PASSES || !last_to_add(planes, gridDim.x)) return;
+        const double count = (double)S::phases * l.out_height * l.out_width;
+        for (int c = at.thread; c < S::c_out; c += S::threads)
+            l.affine_out[at.image * S::c_out + c] =
+                close_plane(planes, S::c_out, c, count, l.norm_weight ? l.norm_weight[c] : 1.0f,
+                            l.norm_bias ? l.norm_bias[c] : 0.0f, l.eps);
     }
 
     // The sums, rounded, as rows of pixels in the place of the weights.

@@ -30,21 +30,18 @@ struct Halo {
 
     __device__ void load() const {
         constexpr int AT_ONCE = S::threads / GROUPS;  // pixels
-        constexpr int COUNT = HALO_H * HALO_W, FLIGHT = S::residual ? 6 : 12;
+        constexpr int COUNT = HALO_H * HALO_W, FLIGHT = 4;  // 16-byte loads of a thread on their way
         const int row = at.thread / GROUPS, group = at.thread % GROUPS;
         const long long plane = (long long)at.image * at.layer.height * at.layer.width;
         const uint4* x = static_cast<const uint4*>(at.layer.x) + plane * GROUPS + group;
         const uint4* residual = static_cast<const uint4*>(at.layer.residual) + plane * GROUPS + group;
         uint4* materialised = static_cast<uint4*>(at.layer.materialised) + plane * GROUPS + group;
-        float2 affine[LANES<T>];
-        if constexpr (S::norm) {
-            __shared__ float2 affine_of[S::c_in];
-            for (int c = at.thread; c < S::c_in; c += S::threads) affine_of[c] = channel_affine(c);
-            __syncthreads();
-#pragma unroll
-            for (int i = 0; i < LANES<T>; i++) affine[i] = affine_of[group * LANES<T> + i];
-        }
         if (S::threads % GROUPS != 0 && row == AT_ONCE) return;
+        float2 affine[LANES<T>];
+        if constexpr (S::affine)
+#pragma unroll
+            for (int i = 0; i < LANES<T>; i++)
+                affine[i] = __ldg(at.layer.affine + at.image * S::c_in + group * LANES<T> + i);
 
 #pragma unroll 1
         for (int first = row; first < COUNT; first += AT_ONCE * FLIGHT) {
@@ -61,14 +58,14 @@ struct Halo {
             for (int i = 0; i < FLIGHT; i++) {
                 const int p = first + i * AT_ONCE, py = p / HALO_W, px = p % HALO_W;
                 if (p >= COUNT) continue;
-                if constexpr (S::norm || S::residual || S::relu_in || sizeof(T) == 4) {
+                if constexpr (S::affine || S::residual || S::relu_in || sizeof(T) == 4) {
 #pragma unroll
                     for (int k = 0; k < LANES<T>; k += 2) {
                         float pair[2];
 #pragma unroll
                         for (int j = 0; j < 2; j++) {
                             float v = to_float(value[i].number[k + j]);
-                            if constexpr (S::norm) v = fmaf(v, affine[k + j].x, affine[k + j].y);
+                            if constexpr (S::affine) v = fmaf(v, affine[k + j].x, affine[k + j].y);
                             if constexpr (S::relu_in) v = relu(v);
                             if constexpr (S::residual) v += to_float(old[i].number[k + j]);
                             pair[j] = v;
@@ -88,13 +85,6 @@ struct Halo {
                 store_shared(base + row_offset<GROUPS>(place(py, px), group), value[i].whole);
             }
         }
-    }
-
-    // Scale and shift of the norm. Each block computes them: a few hundred cycles, while its weights arrive.
-    __device__ float2 channel_affine(int c) const {
-        const Layer& l = at.layer;
-        return plane_affine(l.sums_in + at.image * 3 * PLANE_WORDS, S::c_in, c, 1.0 * l.height * l.width,
-                            l.norm_weight ? l.norm_weight[c] : 1.0f, l.norm_bias ? l.norm_bias[c] : 0.0f, l.eps);
     }
 
     __device__ long long source(int py, int px) const {  // the pixel of the picture that a pixel of the halo repeats

@@ -28,8 +28,8 @@
 #define RING 2
 #define BLOCKS 1
 #endif
-#ifndef NORM
-#define NORM 0
+#ifndef AFFINE
+#define AFFINE 0
 #define RELU_IN 0
 #define RESIDUAL 0
 #define MATERIALISE 0
@@ -42,22 +42,23 @@ struct Launch {
     using type = NUMBER;
     static constexpr int c_in = C_IN, c_out = C_OUT, tile_h = TILE_H, tile_w = TILE_W, warps_m = WARPS_M;
     static constexpr int warps_n = WARPS_N, columns = COLUMNS, ring = RING, threads = 32 * WARPS_M * WARPS_N;
-    static constexpr bool norm = NORM, relu_in = RELU_IN, residual = RESIDUAL, materialise = MATERIALISE;
+    static constexpr bool affine = AFFINE, relu_in = RELU_IN, residual = RESIDUAL, materialise = MATERIALISE;
     static constexpr bool statistics = STATISTICS, bias = BIAS, relu_out = RELU_OUT;
 };
 
 struct Layer {
-    const void* x;              // [images][height][width][C_IN]
-    const void* residual;       // like x
-    void* materialised;         // like x
-    const long long* sums_in;   // of the planes of x, see plane_sums.cuh: what the norm makes scale and shift of,
-    const float* norm_weight;   // with [C_IN] of each, or null for 1 and 0
+    const void* x;             // [images][height][width][C_IN]
+    const float2* affine;      // [images][C_IN]: scale and shift
+    const void* residual;      // like x
+    void* materialised;        // like x
+    const void* weight;        // packed
+    const float* bias;         // [C_OUT]
+    void* out;                 // [images][rows][columns][C_OUT]
+    long long* sums;           // of the planes of out, zero before the launch and after it: see plane_sums.cuh
+    const float* norm_weight;  // [C_OUT] of the norm that follows, or null for 1 and 0
     const float* norm_bias;
     float eps;
-    const void* weight;         // packed
-    const float* bias;          // [C_OUT]
-    void* out;                  // [images][rows][columns][C_OUT]
-    long long* sums_out;        // of the planes of out, zero before the launch
+    float2* affine_out;         // [images][C_OUT]: scale and shift of that norm
     int height, width;          // of x
     int out_height, out_width;  // of what tiles are cut from: the output, or before upsampling the input
 };

@@ -6,7 +6,7 @@ Contents
     HopperConvolution   cuda/conv2d_hopper.cu, with the face of the others
 
 A kernel here is a class: `takes(layer, arch)` says whether it applies; an instance holds packed weights, and is called
-as `kernel(x, out, sums_in=, residual=, materialised=, sums_out=)`.
+as `kernel(x, out, affine=, residual=, materialised=, sums=, affine_out=)`.
 """
 
 import functools
@@ -30,9 +30,8 @@ class HopperConvolution:
         # Rounded once, after the folding: `pack` folds in float32 and keeps the dtype of what it is given.
         packed = conv2d_hopper.pack(weight.float(), stride=layer.stride, upsample=layer.upsample)
         self.weight = packed.to(layer.dtype)
-        kinds = (None if v is None else v.to(layer.dtype) for v in (norm.weight, norm.bias))
-        self.norm = Norm(*kinds, norm.eps)
-        self.load = conv2d_hopper.Load(norm=layer.norm, relu=layer.relu_in, residual=layer.residual)
+        self.norm = {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+        self.load = conv2d_hopper.Load(norm=layer.affine, relu=layer.relu_in, residual=layer.residual)
 
     @staticmethod
     def takes(layer: Layer, arch: str) -> bool:
@@ -41,22 +40,10 @@ class HopperConvolution:
         plain = layer.kernel == 3 and not (layer.bias or layer.relu_out or layer.picture_in or layer.picture_out)
         return arch == "sm_90a" and layer.numbers in ("float16", "bfloat16") and plain and key in conv2d_hopper.LAYERS
 
-    def __call__(self, x, out, *, sums_in=None, residual=None, materialised=None, sums_out=None) -> None:
+    def __call__(self, x, out, *, affine=None, residual=None, materialised=None, sums=None, affine_out=None) -> None:
         """Launch on the current stream."""
-        norm = {"norm_weight": self.norm.weight, "norm_bias": self.norm.bias, "eps": self.norm.eps}
-        conv2d_hopper.launch(
-            x,
-            self.weight,
-            out,
-            layer=self.key,
-            load=self.load,
-            sums_in=sums_in,
-            **norm,
-            residual=residual,
-            kept=materialised,
-            sums_out=sums_out,
-            arch=self.arch,
-        )
+        ways = {"affine": affine, "residual": residual, "kept": materialised, "sums": sums, "affine_out": affine_out}
+        conv2d_hopper.launch(x, self.weight, out, layer=self.key, load=self.load, **ways, **self.norm, arch=self.arch)
 
 
 KERNELS = [HopperConvolution, FromPicture, ToPicture, TensorCoreConvolution]
@@ -73,8 +60,8 @@ def prepare(
     """Return the layer as the first of KERNELS that takes it: weights packed, ready to be launched.
 
     weight: (c_out, c_in, k, k) of any floating dtype, on the device that is to compute; bias (c_out,). Later changes of
-    them are not seen. norm: of the input, for layer.norm. arch: another than the device's own. ValueError: no kernel
-    takes the layer.
+    them are not seen. norm: what follows, for layer.statistics. arch: another than the device's own. ValueError: no
+    kernel takes the layer.
     """
     layer, arch = replace(layer, bias=bias is not None), arch or architecture(weight.device)
     norm = norm or Norm()

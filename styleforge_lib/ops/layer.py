@@ -1,13 +1,13 @@
-"""What a convolution computes, and how its weights and statistics lie in memory; which kernel does it is convolution.py's.
+"""What a convolution computes, and how its weights and statistics lie in memory.
 
 Contents
     Layer, Norm             what is to be computed: everything that a choice of kernel may depend on
     plane_sums              room for the statistics of planes (cuda/common/plane_sums.cuh)
     fold, to_numbers, swizzled, packed_rows       from (c_out, c_in, k, k) to what the kernels read
 
-Activations are (N, H, W, C), contiguous. A convolution writes its raw output, before the norm, and adds the sums of
-its planes up; the next one makes scale and shift of them, and applies these and ReLU while it loads. A bias before a
-norm is left out: the mean takes it away.
+Activations are (N, H, W, C), contiguous. A convolution writes its raw output, before the norm, and, from the sums of
+its planes, scale and shift of that norm; the next convolution applies these and ReLU while it loads. A bias before a
+norm is left out: the mean takes it away. Which kernel computes a layer is said in convolution.py.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 
 EPS = 1e-5
 VECTOR_BYTES = 16
-PLANE_WORDS = 512  # as in cuda/common/plane_sums.cuh
+PLANE_WORDS = 3 * 512 + 16  # as in cuda/common/plane_sums.cuh
 # How a layer's numbers are held and multiplied. "tf32" are float32 whose products the tensor core takes in TF32.
 STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 MACRO_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "tf32": "float", "float32": "float"}
@@ -30,12 +30,12 @@ PICTURE_TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What a convolution computes: out = relu_out(bias + conv(v)), v = relu_in(norm(x)) + residual.
+    """What a convolution computes: out = relu_out(bias + conv(v)), v = relu_in(x * scale + shift) + residual.
 
     numbers: a key of STORAGE. kernel: its odd size; reflection padding of kernel // 2 comes before, or, with
-    `upsample`, nearest upsampling by 2 and then the padding. norm: an instance norm of x, from the sums of its planes.
-    materialise: v is written as well. statistics: the sums of the planes of out are added up. picture_in, picture_out:
-    x, or out, is a picture of that dtype, (N, 3, H, W).
+    `upsample`, nearest upsampling by 2 and then the padding. affine: scale and shift are given. materialise: v is
+    written as well. statistics: a norm follows, whose scale and shift are wanted. picture_in, picture_out: x, or out,
+    is a picture of that dtype, (N, 3, H, W).
     """
 
     c_in: int
@@ -44,7 +44,7 @@ class Layer:
     stride: int = 1
     upsample: bool = False
     numbers: str = "float16"
-    norm: bool = False
+    affine: bool = False
     relu_in: bool = False
     residual: bool = False
     materialise: bool = False
@@ -79,7 +79,7 @@ class Layer:
     @property
     def macros(self) -> dict[str, object]:
         """The macros that every kernel takes: types, channels, and what is fused."""
-        switches = ("norm", "relu_in", "residual", "materialise", "statistics", "bias", "relu_out")
+        switches = ("affine", "relu_in", "residual", "materialise", "statistics", "bias", "relu_out")
         return {
             "NUMBER": MACRO_TYPES[self.numbers],
             "C_IN": self.c_in,
@@ -92,7 +92,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Norm:
-    """The instance norm of a layer's input: weight and bias, (c_in,) or None for 1 and 0, and eps."""
+    """The instance norm that follows a layer: weight and bias, (c_out,) or None for 1 and 0, and eps."""
 
     weight: torch.Tensor | None = None
     bias: torch.Tensor | None = None
@@ -100,8 +100,8 @@ class Norm:
 
 
 def plane_sums(images: int, device: torch.device) -> torch.Tensor:
-    """Return room for the statistics of a layer's output: zero, as it must be before each launch that adds to it."""
-    return torch.zeros(images, 3 * PLANE_WORDS, dtype=torch.int64, device=device)
+    """Return room for the statistics of a layer's output: zero, as each launch finds and leaves it."""
+    return torch.zeros(images, PLANE_WORDS, dtype=torch.int64, device=device)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class FromPicture:
     """The first layer, with its weights packed: see TensorCoreConvolution."""
 
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
-        self.layer, self.bias, self.tiling = layer, bias, _from_tiling(layer, arch)
+        self.layer, self.norm, self.bias, self.tiling = layer, norm, bias, _from_tiling(layer, arch)
         self.weight = pack_from_picture(weight, layer)
         macros = {**layer.macros, "PICTURE": PICTURE_TYPES[layer.picture_in]}
         self.kernel = compiled("conv2d_from_picture", weight.device, arch, **macros, **self.tiling.macros).only
@@ -41,21 +41,22 @@ class FromPicture:
         """Whether the kernel applies."""
         return _from_tiling(layer, arch) is not None
 
-    def __call__(self, x, out, *, sums_in=None, residual=None, materialised=None, sums_out=None) -> None:
+    def __call__(self, x, out, *, affine=None, residual=None, materialised=None, sums=None, affine_out=None) -> None:
         """Launch on the current stream: x (N, 3, H, W), out (N, H, W, c_out)."""
         images, _, height, width = x.shape
         tiles = -(-height // self.tiling.tile_h) * -(-width // self.tiling.tile_w)
-        args = (x, self.weight, self.bias, out, sums_out, height, width)
+        norm = (sums, self.norm.weight, self.norm.bias, self.norm.eps, affine_out)
+        args = (x, self.weight, self.bias, out, *norm, height, width)
         shared = _from_shared_bytes(self.layer, self.tiling)
         self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=shared)
 
 
 def _from_tiling(layer: Layer, arch: str) -> Tiling | None:
-    if not layer.picture_in or layer.picture_out or layer.c_in != CHANNELS or not _suits(layer, arch) or layer.norm:
+    if not layer.picture_in or layer.picture_out or layer.c_in != CHANNELS or not _suits(layer, arch) or layer.affine:
         return None
     if layer.c_out not in (16, 32, 64) or layer.relu_in:
         return None
-    most = limits(arch).shared_per_block
+    most = limits(arch).shared_per_block - STATIC_BYTES
     tilings = (Tiling(h, w, warps, 1, layer.c_out, 2, 1) for h, w, warps in FROM_TILES)
     return next((t for t in tilings if _from_shared_bytes(layer, t) <= most), None)
 
@@ -92,7 +93,7 @@ class ToPicture:
     """The last layer, with its weights packed: see TensorCoreConvolution."""
 
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
-        self.layer, self.norm, self.bias, self.tiling = layer, norm, bias, _to_tiling(layer, arch)
+        self.layer, self.bias, self.tiling = layer, bias, _to_tiling(layer, arch)
         self.weight = pack_to_picture(weight, layer)
         macros = {**layer.macros, "PICTURE": PICTURE_TYPES[layer.picture_out]}
         self.kernel = compiled("conv2d_to_picture", weight.device, arch, **macros, **self.tiling.macros).only
@@ -102,12 +103,11 @@ class ToPicture:
         """Whether the kernel applies."""
         return _to_tiling(layer, arch) is not None
 
-    def __call__(self, x, out, *, sums_in=None, residual=None, materialised=None, sums_out=None) -> None:
+    def __call__(self, x, out, *, affine=None, residual=None, materialised=None, sums=None, affine_out=None) -> None:
         """Launch on the current stream: x (N, H, W, c_in), out (N, 3, H, W)."""
         images, height, width, _ = x.shape
         tiles = -(-height // self.tiling.tile_h) * -(-width // self.tiling.tile_w)
-        norm = (sums_in, self.norm.weight, self.norm.bias, self.norm.eps)
-        args = (x, *norm, self.weight, self.bias, out, height, width)
+        args = (x, affine, self.weight, self.bias, out, height, width)
         shared = _to_shared_bytes(self.layer, self.tiling)
         self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=shared)
 

@@ -75,17 +75,22 @@ class TensorCoreConvolution:
         x: torch.Tensor,
         out: torch.Tensor,
         *,
-        sums_in: torch.Tensor | None = None,
+        affine: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
         materialised: torch.Tensor | None = None,
-        sums_out: torch.Tensor | None = None,
+        sums: torch.Tensor | None = None,
+        affine_out: torch.Tensor | None = None,
     ) -> None:
-        """Launch on the current stream. out: of `layer.out_shape`; sums: of `plane_sums`, sums_out zero before."""
+        """Launch on the current stream.
+
+        out: of `layer.out_shape`. affine, affine_out: (N, channels, 2) float32, of x and of the norm after out. sums:
+        `plane_sums`.
+        """
         images, height, width, _ = x.shape
         rows, columns = (height, width) if self.layer.upsample else out.shape[1:3]
         tiles = -(-rows // self.tiling.tile_h) * -(-columns // self.tiling.tile_w)
-        norm = (sums_in, self.norm.weight, self.norm.bias, self.norm.eps)
-        args = (x, residual, materialised, *norm, self.weight, self.bias, out, sums_out, height, width, rows, columns)
+        norm = (sums, self.norm.weight, self.norm.bias, self.norm.eps, affine_out)
+        args = (x, affine, residual, materialised, self.weight, self.bias, out, *norm, height, width, rows, columns)
         shared = shared_bytes(self.layer, self.tiling)
         self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=shared)
 
@@ -95,7 +100,7 @@ def tiling_of(layer: Layer, arch: str) -> Tiling | None:
     step = 32 // layer.dtype.itemsize
     if layer.picture_in or layer.picture_out or layer.numbers == "float32":
         return None
-    if layer.c_in % step or layer.c_out % 16 or layer.kernel % 2 == 0 or (layer.norm and layer.c_in > 512):
+    if layer.c_in % step or layer.c_out % 16 or layer.kernel % 2 == 0:
         return None
     if (layer.upsample and (layer.kernel, layer.stride) != (3, 1)) or (layer.statistics and layer.c_out > 512):
         return None
@@ -105,7 +110,7 @@ def tiling_of(layer: Layer, arch: str) -> Tiling | None:
     return next((t for t in fitting if layer.c_in * layer.dtype.itemsize // VECTOR_BYTES <= t.threads), None)
 
 
-STATIC_BYTES = 4096  # scale and shift of up to 512 channels, which the kernel holds beside
+STATIC_BYTES = 16  # what plane_sums.cuh holds beside
 
 
 def arch_number(arch: str) -> int:

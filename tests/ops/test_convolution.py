@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from styleforge_lib.lab import check
 from styleforge_lib.ops import convolution
-from styleforge_lib.ops.convolution import Convolution, Layer, MergedMoments, choose, fold, swizzled, to_numbers
+from styleforge_lib.ops.convolution import HopperConvolution, kernel_for, prepare
+from styleforge_lib.ops.layer import Layer, Norm, fold, plane_sums, swizzled, to_numbers
 from styleforge_lib.ops.operator import Case, Cost, Operator
 from styleforge_lib.runtime.kernel import chosen_device
 
@@ -26,12 +27,18 @@ LAYERS = {
     "several passes": Layer(c_in=16, c_out=256, bias=True, statistics=True),
     "1x1": Layer(c_in=16, c_out=32, kernel=1, statistics=True),
     "written as well": Layer(c_in=16, c_out=16, affine=True, relu_in=True, materialise=True),
+    "conv1": Layer(c_in=3, c_out=32, kernel=9, statistics=True, picture_in=torch.float32),
+    "conv1 of uint8, 3x3, ReLU": Layer(c_in=3, c_out=16, relu_out=True, bias=True, picture_in=torch.uint8),
+    "deconv3": Layer(c_in=32, c_out=3, kernel=9, affine=True, relu_in=True, bias=True, picture_out=torch.float32),
+    "deconv3 to float16, 3x3": Layer(c_in=16, c_out=3, picture_out=torch.float16),
 }
 SMALL = ((3, 3, 5), (1, 2, 2))
 
 
 def sizes_of(layer):
     """Pictures of several tiles, ragged; of a part of one; the smallest. Wide layers take the emulator long."""
+    if layer.kernel == 9:
+        return ((1, 17, 33), (3, 5, 6))
     if layer.c_in < 64:
         return ((1, 17, 33), *SMALL)
     return ((1, 19, 35) if layer.stride == 2 else (1, 17, 9), (2, 2, 3))
@@ -50,7 +57,10 @@ def values_of(layer, size, generator, dtype, mean=0.0):
     def normal(*shape, scale=1.0):
         return torch.randn(shape, generator=generator) * scale
 
-    x = normal(images, height, width, layer.c_in).add(mean).to(dtype)
+    shape = (images, 3, height, width) if layer.picture_in else (images, height, width, layer.c_in)
+    x = normal(*shape).add(mean).to(dtype)
+    if layer.picture_in:
+        x = torch.rand(shape, generator=generator).mul(255).to(layer.picture_in)
     weight = normal(layer.c_out, layer.c_in, layer.kernel, layer.kernel, scale=0.3 / layer.kernel)
     affine = normal(images, layer.c_in, 2) if layer.affine else None
     return (
@@ -64,18 +74,20 @@ def values_of(layer, size, generator, dtype, mean=0.0):
 
 def reference(layer, x, weight, bias, affine, residual):
     """Return all that the layer writes, in the inputs' own dtype: out, then v, then out as the next norm makes it."""
-    v = x
+    v = x.to(weight.dtype) if layer.picture_in else x
     if affine is not None:
         v = v * affine[:, None, None, :, 0].to(x.dtype) + affine[:, None, None, :, 1].to(x.dtype)
     v = v.relu() if layer.relu_in else v
     v = v if residual is None else v + residual
-    nchw = v.permute(0, 3, 1, 2)
+    nchw = v if layer.picture_in else v.permute(0, 3, 1, 2)
     nchw = functional.interpolate(nchw, scale_factor=2) if layer.upsample else nchw
     nchw = functional.pad(nchw, (layer.kernel // 2,) * 4, mode="reflect")
-    bias = None if bias is None else bias.to(x.dtype)
-    out = functional.conv2d(nchw, weight.to(x.dtype), bias, stride=layer.stride)
+    bias = None if bias is None else bias.to(v.dtype)
+    out = functional.conv2d(nchw, weight.to(v.dtype), bias, stride=layer.stride)
     out = out.relu() if layer.relu_out else out
-    found = [out.permute(0, 2, 3, 1).contiguous()]
+    found = [out if layer.picture_out else out.permute(0, 2, 3, 1).contiguous()]
+    if layer.picture_out:
+        return (found[0].to(torch.float64 if v.dtype is torch.float64 else layer.picture_out),)
     if layer.materialise:
         found.append(v)
     if layer.statistics:
@@ -90,22 +102,25 @@ def operator_of(layer, sizes=None, arch=None):
 
     def launch(x, weight, bias, affine, residual, out, *more):
         more = list(more)
-        device = x.device
-        convolve = Convolution(layer, weight, bias, arch=arch)
-        partial = None
+        convolve, ways = prepare(layer, weight, bias, Norm(eps=1e-3), arch=arch), {"residual": residual}
+        if layer.materialise:
+            ways["materialised"] = more.pop(0)
         if layer.statistics:
-            partial = torch.full(convolve.partial_shape(x.shape), torch.nan, device=device)
-        materialised = more.pop(0) if layer.materialise else None
-        convolve(x, out, affine=affine, residual=residual, materialised=materialised, partial=partial)
+            ways["sums"] = plane_sums(len(x), x.device)
+            ways["affine_out"] = torch.full((len(x), layer.c_out, 2), torch.nan, device=x.device)
+        convolve(x, out, affine=affine, **ways)
         if layer.statistics:
-            merged = torch.full((len(x), layer.c_out, 2), torch.nan, device=device)
-            MergedMoments(None, None, 1e-3, device)(partial, merged)
-            more[0].copy_(out.float() * merged[:, None, None, :, 0] + merged[:, None, None, :, 1])
+            assert not ways["sums"].any(), "the sums are to be left as they were found"
+            scale, shift = ways["affine_out"][:, None, None].unbind(-1)
+            more[0].copy_(out.float() * scale + shift)
 
     def case(size):
         return Case("drawn", lambda generator, _: values_of(layer, size, generator, dtype))
 
     def rounded(x, weight, bias, affine, residual):
+        if layer.picture_in:
+            x, weight = (to_numbers(v.float(), layer.numbers) for v in (x, weight))
+            return reference(layer, x, weight, bias, affine, residual)
         if layer.numbers == "tf32":  # what the tensor core makes of float32: its inputs lose bits, its sums do not
             written = reference(layer, x, weight, bias, affine, residual)[1:2] if layer.materialise else ()
             values = reference(replace(layer, materialise=True), x, weight, bias, affine, residual)[1]
@@ -137,31 +152,29 @@ def test_float16(layer):
 
 
 @pytest.mark.parametrize("numbers", ["bfloat16", "tf32"])
-@pytest.mark.parametrize("name", ["conv2", "first of a block", "deconv2", "5x5, bias, ReLU"])
+@pytest.mark.parametrize("name", ["conv1", "conv2", "first of a block", "deconv2", "5x5, bias, ReLU", "deconv3"])
 def test_other_numbers(name, numbers):
     layer = replace(LAYERS[name], numbers=numbers)
-    operator = operator_of(layer, SMALL[:1])
+    operator = operator_of(layer, sizes_of(layer)[1:2])
     assert check(operator, operator.launch, dtype=layer.dtype)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the emulator runs the code of any architecture, a card its own")
-@pytest.mark.parametrize("name", ["conv2", "first of a block", "deconv2"])
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
+@pytest.mark.parametrize("name", ["conv1", "conv2", "first of a block", "deconv2", "deconv3"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_other_architectures(name, arch):
-    operator = operator_of(LAYERS[name], SMALL[:1], arch)
+    operator = operator_of(LAYERS[name], sizes_of(LAYERS[name])[1:2], arch)
     assert check(operator, operator.launch, dtype=torch.float16)
 
 
 def launched(layer, values):
     """Launch a layer, and return its output and its scale and shift."""
     x, weight, bias, affine, residual = (None if v is None else v.to(DEVICE) for v in values)
-    convolve = Convolution(layer, weight, bias)
-    out = torch.full(convolve.out_shape(x.shape), torch.nan, dtype=layer.dtype, device=DEVICE)
-    partial = torch.full(convolve.partial_shape(x.shape), torch.nan, device=DEVICE)
-    convolve(x, out, affine=affine, residual=residual, partial=partial)
-    merged = torch.full((len(x), layer.c_out, 2), torch.nan, device=DEVICE)
-    MergedMoments(None, None, 1e-5, x.device)(partial, merged)
-    return out.cpu(), merged.cpu()
+    out = torch.full(layer.out_shape(x.shape), torch.nan, dtype=layer.dtype, device=DEVICE)
+    made = torch.full((len(x), layer.c_out, 2), torch.nan, device=DEVICE)
+    given = {"affine": affine, "residual": residual, "sums": plane_sums(len(x), x.device), "affine_out": made}
+    prepare(layer, weight, bias)(x, out, **given)
+    return out.cpu(), made.cpu()
 
 
 @pytest.mark.parametrize(("numbers", "size"), [("float16", 1.0), ("tf32", 1 / 8)])
@@ -216,34 +229,41 @@ def test_a_large_batch_of_small_pictures():
 @pytest.mark.parametrize("size", [(1, 5), (5, 1)])
 def test_a_reflection_wider_than_the_picture_is_refused(size):
     layer = Layer(c_in=16, c_out=16)
-    convolve = Convolution(layer, torch.zeros(16, 16, 3, 3, device=DEVICE))
     with pytest.raises(ValueError, match=f"x is {size[0]}x{size[1]}, and reflection padding of 1 needs at least 2x2"):
-        convolve.out_shape((1, *size, 16))
+        layer.out_shape((1, *size, 16))
 
 
 def test_a_layer_that_no_kernel_takes_is_refused():
     for layer in (Layer(c_in=12, c_out=16), Layer(c_in=16, c_out=20), Layer(c_in=16, c_out=16, kernel=2)):
         with pytest.raises(ValueError, match="no kernel takes this layer on sm_80"):
-            choose(layer, "sm_80")
+            kernel_for(layer, "sm_80")
     with pytest.raises(ValueError, match="no kernel takes this layer on sm_75"):
-        choose(Layer(c_in=16, c_out=16, numbers="bfloat16"), "sm_75")
+        kernel_for(Layer(c_in=16, c_out=16, numbers="bfloat16"), "sm_75")
 
 
 def test_every_layer_of_the_network_fits_every_architecture():
-    for name in ("conv2", "conv3", "first of a block", "second of a block", "deconv1", "deconv2"):
+    for name in ("conv1", "conv2", "conv3", "first of a block", "second of a block", "deconv1", "deconv2", "deconv3"):
         for arch in ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a"):
-            choose(LAYERS[name], arch)
+            kernel_for(LAYERS[name], arch)
             if arch != "sm_75":
-                choose(replace(LAYERS[name], numbers="bfloat16"), arch)
-                choose(replace(LAYERS[name], numbers="tf32"), arch)
+                kernel_for(replace(LAYERS[name], numbers="bfloat16"), arch)
+                kernel_for(replace(LAYERS[name], numbers="tf32"), arch)
 
 
-def test_a_chooser_in_front_decides(monkeypatch):
-    mine = choose(LAYERS["conv2"], "sm_80")
-    monkeypatch.setattr(convolution, "CHOOSERS", [lambda layer, arch: mine if arch == "sm_90a" else None])
-    assert choose(LAYERS["conv3"], "sm_90a") is mine
-    with pytest.raises(ValueError, match="no kernel"):
-        choose(LAYERS["conv3"], "sm_80")
+def test_the_first_kernel_that_takes_a_layer_computes_it():
+    assert kernel_for(LAYERS["conv3"], "sm_90a") is HopperConvolution
+    assert [kernel.__name__ for kernel in convolution.KERNELS if kernel.takes(LAYERS["conv3"], "sm_90a")] == [
+        "HopperConvolution",
+        "TensorCoreConvolution",
+    ]
+    assert kernel_for(LAYERS["conv3"], "sm_80").__name__ == "TensorCoreConvolution"
+
+
+def test_hopper_has_the_face_of_the_others():
+    if DEVICE == "cuda" and convolution.architecture(torch.device("cuda:0")) != "sm_90a":
+        pytest.skip("needs a Hopper card, or none at all")
+    operator = operator_of(LAYERS["deconv1"], SMALL[:1], "sm_90a")
+    assert check(operator, operator.launch, dtype=torch.float16)
 
 
 def test_folded_phases_are_the_upsampled_convolution():

@@ -166,7 +166,7 @@ class BulkCopies:
                     spot.region, words, spot.block[chosen], position, self.committed.reshape(-1)[position],
                     [targets[place] for place in spot.place[chosen].tolist()], operation, dtype, read,
                 )  # fmt: skip
-                self.batch.observations.asynchronous_read(spot.region, words, store.block, spot.thread[chosen], read)
+                self.batch.observations.copied_out(spot.region, words, store.block, spot.thread[chosen], read)
                 self.stores.append(store)
 
     def commit(self, lanes: Lanes) -> None:
@@ -186,6 +186,7 @@ class BulkCopies:
                     continue
                 if ready and part.data is None:
                     part.data = _read(part)
+                    self.batch.observations.read_out(part.region, part.words, part.block)
                 if ready and not only_read:
                     _write(part)
                 else:

@@ -55,6 +55,7 @@ class Plan:
         self.name = name
         self.flat = flatten(program.module, name)
         self.graph: Graph = build_graph(self.flat)
+        self.asynchronous = any(_is_asynchronous(item) for item in self.flat.body)
         self.line_of = program.line_of
         self.shared_layout: dict[int, tuple[str, int, int | None]] = {}
         self.local_layout: dict[int, tuple[str, int, int]] = {}
@@ -357,6 +358,12 @@ class Program:
         parameter_bytes = np.frombuffer(bytes(data), np.uint8)
         regions[PARAMETER_SLOT] = Region("the parameters", slot_base(PARAMETER_SLOT), parameter_bytes, "parameter")
         return Launch(grid, block, threads, int(shared_bytes), bytes(data), regions, trace)
+
+
+def _is_asynchronous(item) -> bool:
+    """Whether an instruction belongs to what runs on beside the threads: mbarrier, bulk copies, wgmma."""
+    opcode = getattr(item, "opcode", "")
+    return opcode in ("wgmma", "mbarrier") or (opcode == "cp" and "bulk" in item.modifiers)
 
 
 def _dimensions(value: Sequence[int], what: str) -> tuple[int, int, int]:

@@ -137,6 +137,7 @@ class RaceDetector:
             self.epoch += 1
         else:
             self.epoch[complete] += 1
+        self.batch.observations.barrier(complete)
 
     def warp_barrier(self, lanes) -> None:
         """Return a __syncwarp has been passed."""
@@ -157,12 +158,13 @@ class RaceDetector:
             return
         if space == "shared":
             self.batch.copies.check(at, delta, site)
+            self.batch.observations.check(at, delta, site)
         thread = lanes.expand(lanes.thread).reshape(-1)
         block = lanes.expand(lanes.block).reshape(-1)
         offset = np.broadcast_to(np.asarray(at.offset + delta), lanes.shape).reshape(-1)
         granule = self.granules[space]
         if space == "shared":
-            shadow, start = self._shared_shadow(at), 0
+            shadow, start = self._shared_shadow(at.region), 0
         else:
             self.publications.access(site, self.batch.block_numbers[block])
             shadow, start = self._global_shadow(at)
@@ -182,12 +184,34 @@ class RaceDetector:
         """Note a fence for the whole GPU."""
         self.publications.fence(self.batch.block_numbers[lanes.block.reshape(-1)])
 
-    def _shared_shadow(self, at: Located) -> _Shadow:
-        shadow = self.shared.get(id(at.region))
+    def _shared_shadow(self, region) -> _Shadow:
+        shadow = self.shared.get(id(region))
         if shadow is None:
-            size = -(-at.region.size // self.granules["shared"]) * at.region.owners
-            shadow = self.shared[id(at.region)] = _Shadow(size, "shared")
+            size = -(-region.size // self.granules["shared"]) * region.owners
+            shadow = self.shared[id(region)] = _Shadow(size, "shared")
         return shadow
+
+    def asynchronous(self, region, words: np.ndarray, thread, block, site: Site) -> None:
+        """Judge what the asynchronous proxy does with words of shared memory on a thread's behalf.
+
+        `observations` remembers it: here, words that are written are forgotten.
+        """
+        shadow, granule = self._shared_shadow(region), self.granules["shared"]
+        at = Located(region, None, 0, 0, 0, 0)
+        for part in range(0, 4, granule):
+            offset = words * 4 + part
+            where = offset // granule * region.owners + block
+            self._judge(shadow, where, thread, block, "shared", at, site, offset, None, remembered=False)
+            if site.verb != "load":
+                for actor in (shadow.writer, *shadow.readers):
+                    actor.next[where] = 0
+
+    def written_words(self, region) -> np.ndarray:
+        """Return which words of a shared or local variable have been written."""
+        found = self.written.get(id(region))
+        if found is None:
+            found = self.written[id(region)] = np.zeros(region.words.size, bool)
+        return found
 
     def _global_shadow(self, at: Located) -> tuple[_Shadow | None, int]:
         """Return the shadow of the piece of memory that an array lies in, and where in it the array begins."""
@@ -217,7 +241,9 @@ class RaceDetector:
         value = lanes.expand(values[min(step * granule // width, len(values) - 1)]).reshape(-1)
         return np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
 
-    def _judge(self, shadow: _Shadow, where, thread, block, space: str, at, site: Site, offset, value) -> None:
+    def _judge(
+        self, shadow: _Shadow, where, thread, block, space: str, at, site: Site, offset, value, remembered: bool = True
+    ) -> None:
         writes, atomic, everywhere = site.verb != "load", site.verb == "atomic", space == "global"
         grid_block = self.batch.block_numbers[block] if everywhere else None
         number = grid_block * self.threads + thread if everywhere else thread
@@ -254,6 +280,8 @@ class RaceDetector:
                 bad &= ~_same_as_memory(at, value)
             if bad.any():
                 self._report(kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block)
+        if not remembered:
+            return
         record, fences = _packed(site.number, epoch, warp_epoch), None
         if everywhere:
             fences = self.publications.fences[grid_block]
@@ -357,9 +385,7 @@ class RaceDetector:
     def _unwritten(self, memory: Memory, at: Located, delta: int, site: Site) -> None:
         """Mark what is written, and reports the first read of a line that meets what is not."""
         region, lanes = at.region, at.lanes
-        written = self.written.get(id(region))
-        if written is None:
-            written = self.written[id(region)] = np.zeros(region.words.size, bool)
+        written = self.written_words(region)
         offset = np.broadcast_to(np.asarray(at.offset + delta), lanes.shape)
         owner = np.broadcast_to(np.asarray(at.owner()), lanes.shape)
         bad = np.zeros(lanes.shape, bool)

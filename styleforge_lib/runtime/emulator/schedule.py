@@ -17,7 +17,7 @@ from .faults import EmulatorFault
 from .lanes import Lanes, Universe, merge
 from .mbarriers import MBarriers, operand_value
 from .memory import POISON, WORKSPACE_SLOT, Bank, Located, Memory, Site, _triple, slot_base
-from .observations import Unobserved
+from .observations import observations_of
 from .system import System
 from .warpgroups import Warpgroups
 from .warps import Warps
@@ -46,7 +46,7 @@ class Batch:
         self.owned: set[int] = set()
         self.pending: dict[int, Lanes] = {}
         self.barriers = Barriers(self)
-        self.observations = Unobserved()
+        self.observations = observations_of(self)
         self.mbarriers, self.bulk, self.warpgroups = MBarriers(self), BulkCopies(self), Warpgroups(self)
         self.polled = 0
         self._parameters: dict = {}

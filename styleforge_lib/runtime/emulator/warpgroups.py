@@ -223,10 +223,11 @@ class _Product:
     adds: np.ndarray
     group: np.ndarray
     site: Site
+    number: int
 
     def part(self, mask: np.ndarray) -> _Product:
         return _Product(self.accumulator, self.shape, self.pairs[mask], self.a[mask], self.b[mask], self.adds[mask],
-                        self.group[mask], self.site)  # fmt: skip
+                        self.group[mask], self.site, self.number)  # fmt: skip
 
     def extends(self, other: _Product) -> bool:
         """Whether this product can be added to the same numbers at once with another."""
@@ -249,7 +250,7 @@ class Warpgroups:
         self.accumulators: dict[int, Accumulator] = {}
         self.committed = np.zeros(pairs, np.int64)
         self.fenced = np.zeros(pairs, bool)
-        self._count = 0
+        self._count = self.issued = 0
         self._fence_waits: dict[int, np.ndarray] = {}
         self._examined: set[tuple] = set()
 
@@ -272,7 +273,9 @@ class Warpgroups:
             held = self._new(shape, groups, site)
             if adds.any():
                 held.take(groups, self._settled(accumulator, lanes, site))
-        product = _Product(held, shape, groups.pairs, a, b, adds, self.committed[groups.pairs], site)
+        self.issued += 1
+        group = self.committed[groups.pairs]
+        product = _Product(held, shape, groups.pairs, a, b, adds, group, site, self.issued)
         held.unfinished[groups.pairs] += 1
         self.products.append(product)
         self.batch.observations.multiplied(product, self)

@@ -198,7 +198,7 @@ def _wgmma(e, ins, m):
     values = ", ".join(e.use(register, held) for register in target.items)
     left = f"({', '.join(e.use(register, 'u32') for register in a.items)},)" if in_registers else e.use(a, "u64")
     adds = e.use(adds, "pred")
-    site = e.code.site(ins, "", ins.opcode, 0)
+    site = e.code.site(ins, "shared", "load", 0)
     found = e.new(f"m.warpgroups.multiply({what}, ({values},), {left}, {e.use(b, 'u64')}, {adds}, L, {site})")
     for number, register in enumerate(target.items):
         e.set_expression(register, f"{found}[{number}]", held)

@@ -309,11 +309,27 @@ class MBarriers:
         return helped
 
     def stuck(self) -> None:
-        """Raise the deadlock."""
-        one = min(self.waiting, key=lambda one: (int(one.block[0]), one.site.line))
-        barrier, first = one.barrier, int(np.lexsort((one.thread, one.block))[0])
+        """Raise the deadlock, of the barrier that is nearest to its phase's end: the others wait for that one."""
+        one, *rest = sorted(self.waiting, key=self._blame)
+        other = next((two for two in rest if two.barrier is not one.barrier and one.block[0] in two.block), None)
+        block, thread, story = self._story(one, None)
+        tail = f"; and {self._story(other, int(one.block[0]))[2]}" if other is not None else ""
+        raise EmulatorFault(
+            "deadlock",
+            f"deadlock: in block {_triple(block)}, {story}{tail}. Nothing is on its way, and nobody else can run",
+            line=one.site.line,
+            other_line=one.barrier.line,
+            block=block,
+            threads=(thread,),
+        )
+
+    def _story(self, one: _Waiting, inside: int | None):
+        """Return block and thread of one that waits (in a certain block), and what it waits for."""
+        barrier = one.barrier
+        order = np.lexsort((one.thread, one.block))
+        first = int(next(lane for lane in order if inside is None or one.block[lane] == inside))
         block = int(one.block[first])
-        owner, thread = divmod(int(one.position[first]), self.batch.universe.blocks)[::-1]
+        thread, owner = divmod(int(one.position[first]), self.batch.universe.blocks)
         block_index, thread_index = self.batch.coordinates(owner, thread)
         phase = int(barrier.phase[block])
         if one.whole or phase & 1 == one.wanted[first]:
@@ -322,20 +338,20 @@ class MBarriers:
                 missing.append(f"{arrivals} of {plural(int(barrier.count[block]), 'arrival')}")
             if size := int(barrier.expected[block]):
                 missing.append(f"{size} announced bytes" if size > 0 else f"the announcement of {-size} bytes")
-            story = f"phase {phase} never completes: {' and '.join(missing)} missing"
+            what = f"phase {phase} never completes: {' and '.join(missing)} missing"
         else:
-            story = "the phase it waits for never comes"
+            what = "the phase it waits for never comes"
         parity = "" if one.whole else f" with parity {int(one.wanted[first])}"
-        raise EmulatorFault(
-            "deadlock",
-            f"deadlock: in block {_triple(block_index)}, thread {_triple(thread_index)} waits at line {one.site.line}"
-            f"{parity} for {barrier}, initialised at line {barrier.line}: {story}, nothing is on its way, and nobody "
-            "else can run",
-            line=one.site.line,
-            other_line=barrier.line,
-            block=block_index,
-            threads=(thread_index,),
-        )
+        return block_index, thread_index, (
+            f"thread {_triple(thread_index)} waits at line {one.site.line}{parity} for {barrier}, initialised at line "
+            f"{barrier.line}: {what}"
+        )  # fmt: skip
+
+    @staticmethod
+    def _blame(one: _Waiting) -> tuple:
+        barrier, block = one.barrier, int(one.block.min())
+        halfway = 0 < barrier.pending[block] < barrier.count[block] or barrier.expected[block] != 0
+        return (not halfway, block, one.site.line)
 
     # --- finding them ----------------------------------------------------------------------------------------------
 
@@ -344,12 +360,12 @@ class MBarriers:
         value, offset, space = address
         where = memory.locate(value, offset, space, lanes, site)
         for _, part in where.parts if isinstance(where, Scattered) else [(None, where)]:
-            memory.check(part, 0, BYTES, site)
             if part.region.space != "shared":
                 raise memory.fault(
                     "out of bounds", site, np.ones(part.lanes.shape, bool), part.lanes,
                     lambda _, r=part.region: f"an mbarrier lies in shared memory, and this address is in {r.name}",
                 )  # fmt: skip
+            memory.check(part, 0, BYTES, site)
             if memory.trace is not None:
                 memory.trace.access(memory, part, 0, site)
         yield from spots(where, lanes)

@@ -174,9 +174,9 @@ class Batch:
         self._start()
         self.pending[0] = self.universe.full
         pending, blocks, trace = self.pending, self.plan.blocks, self.trace
-        while True:
-            if not pending and not self._idle():
-                break
+        while pending or self._idle():
+            if not pending:
+                continue
             number = min(pending) if len(pending) > 1 else next(iter(pending))
             step = blocks[number]
             if step.polls:

@@ -187,17 +187,17 @@ class Accumulator:
         count = shape.columns // (2 if shape.result == "f32" else 4)
         self.tokens = TOKENS.of(number, count, shape.result)
 
-    def take(self, groups: Groups, values: tuple) -> None:
+    def take(self, groups: Groups, values: tuple, chosen: np.ndarray) -> None:
         """Set the numbers of some warpgroups from their registers."""
-        wide = np.stack([groups.spread(value).view(np.uint32) for value in values])  # (registers, pairs, 128)
+        wide = np.stack([groups.spread(value).view(np.uint32)[chosen] for value in values])  # (registers, pairs, 128)
         count, pairs = wide.shape[0], wide.shape[1]
         if self.result == "f32":
             # register: 4 j + 2 h + e; thread: 32 w + 4 g + t; row 16 w + 8 h + g, column 8 j + 2 t + e
             parts = wide.view(np.float32).reshape(count // 4, 2, 2, pairs, 4, 8, 4)
-            self.data[groups.pairs] = parts.transpose(3, 4, 1, 5, 0, 6, 2).reshape(pairs, ROWS, -1)
+            self.data[groups.pairs[chosen]] = parts.transpose(3, 4, 1, 5, 0, 6, 2).reshape(pairs, ROWS, -1)
         else:
             parts = wide.view(np.float16).reshape(count // 2, 2, pairs, 4, 8, 4, 2)
-            self.data[groups.pairs] = parts.transpose(2, 3, 1, 4, 0, 5, 6).reshape(pairs, ROWS, -1)
+            self.data[groups.pairs[chosen]] = parts.transpose(2, 3, 1, 4, 0, 5, 6).reshape(pairs, ROWS, -1)
 
     def registers(self, pairs: np.ndarray) -> np.ndarray:
         """Return the numbers of some warpgroups as (registers, pairs, 128)."""
@@ -267,12 +267,7 @@ class Warpgroups:
         adds = groups.one_each(adds)
         if adds is None:
             raise self._fault(groups, site, "scale-d differs between the threads of a warpgroup")
-        held = self._held(accumulator, groups, shape, site)
-        if held is None:
-            self._check_fence(groups, site)
-            held = self._new(shape, groups, site)
-            if adds.any():
-                held.take(groups, self._settled(accumulator, lanes, site))
+        held = self._held(accumulator, shape) or self._gathered(accumulator, groups, shape, adds, lanes, site)
         self.issued += 1
         group = self.committed[groups.pairs]
         product = _Product(held, shape, groups.pairs, a, b, adds, group, site, self.issued)
@@ -285,14 +280,22 @@ class Warpgroups:
         """wgmma.commit_group."""
         self.committed[self._groups(lanes, site).pairs] += 1
 
-    def check(self, values: tuple, lanes: Lanes, site: Site) -> None:
-        """Raise where an instruction reads an accumulator that has not been waited for."""
+    def check(self, values: tuple, lanes: Lanes, site: Site, chosen: np.ndarray | None = None) -> None:
+        """Raise where an instruction reads an accumulator that has not been waited for.
+
+        chosen: for each pair of (warpgroup, block), whether it counts.
+        """
+        if chosen is not None:
+            pair = lanes.thread // WARPGROUP * lanes.universe.blocks + lanes.block
+            chosen = chosen[lanes.expand(pair)]
         for value in values:
             found = is_token(value)
             if isinstance(found, np.ndarray):
                 found = found & np.isin(token_numbers(value)[0], list(self.accumulators))
             elif found:
                 found = int(token_numbers(value)[0]) in self.accumulators
+            if chosen is not None:
+                found = chosen & found
             if np.any(found):
                 full = lanes.expand(value).reshape(-1)
                 bad = lanes.expand(found)
@@ -365,35 +368,43 @@ class Warpgroups:
         found.held[groups.pairs] = True
         return found
 
-    def _held(self, values: tuple, groups: Groups, shape: Shape, site: Site) -> Accumulator | None:
-        """Return the accumulator whose tokens are in the registers; None where they hold numbers."""
+    def _held(self, values: tuple, shape: Shape) -> Accumulator | None:
+        """Return the accumulator whose tokens the registers of all lanes hold, if it is one."""
         first = values[0]
-        if not np.any(is_token(first)):
+        if isinstance(first, np.ndarray) or not is_token(first):
             return None
-        number = token_numbers(first)[0]
-        if isinstance(number, np.ndarray):
-            if (number != number.reshape(-1)[0]).any():
-                return self._joined(values, groups, shape, site)
-            number = number.reshape(-1)[0]
-        found = self.accumulators.get(int(number))
+        found = self.accumulators.get(int(token_numbers(first)[0]))
         if found is None or found.columns != shape.columns or found.result != shape.result:
             return None
-        if values is found.tokens or all(one is other for one, other in zip(values, found.tokens, strict=True)):
-            return found
-        for value, token in zip(values, found.tokens, strict=True):
-            if np.any(_bits(value) != _bits(token)):
-                return None
-        return found
+        alike = all(
+            one is other or (not isinstance(one, np.ndarray) and _bits(one) == _bits(other))
+            for one, other in zip(values, found.tokens, strict=True)
+        )
+        return found if alike else None
 
-    def _joined(self, values: tuple, groups: Groups, shape: Shape, site: Site) -> Accumulator | None:
-        """Warpgroups that hold different accumulators issue one product: finish each, and go on with a new one."""
-        number = groups.spread(token_numbers(values[0])[0])[:, 0]
-        new = self._new(shape, groups, site)
-        for one in np.unique(number).tolist():
-            old = self.accumulators.get(int(one))
-            if old is None or old.columns != shape.columns or old.result != shape.result:
-                return None
-            pairs = groups.pairs[number == one]
+    def _gathered(self, values, groups: Groups, shape: Shape, adds, lanes: Lanes, site: Site) -> Accumulator:
+        """Return an accumulator with what the registers hold: numbers, or in some warpgroups the tokens of others."""
+        number = np.zeros(groups.pairs.size, np.int64)
+        if np.any(is_token(values[0])):
+            wide = groups.spread(values[0])[:, 0].copy()
+            number = np.where(is_token(wide), token_numbers(wide)[0], 0).astype(np.int64)
+            for one in np.unique(number[number > 0]).tolist():
+                old = self.accumulators.get(one)
+                mine = number == one
+                fits = old is not None and old.columns == shape.columns and old.result == shape.result
+                for value, token in zip(values, old.tokens if fits else (), strict=fits):
+                    mine &= (_bits(groups.spread(value)) == _bits(token)).all(axis=1)
+                number[(number == one) & ~mine if fits else number == one] = 0
+            if number.all() and (number == number[0]).all():
+                return self.accumulators[int(number[0])]
+        new, plain = self._new(shape, groups, site), number == 0
+        if plain.any():
+            self._check_fence(groups, plain, site)
+            if adds[plain].any():
+                self.check(values, lanes, site, np.isin(np.arange(self.committed.size), groups.pairs[plain]))
+                new.take(groups, values, plain)
+        for one in np.unique(number[~plain]).tolist():
+            pairs, old = groups.pairs[number == one], self.accumulators[one]
             self._run([product for product in self.products if product.accumulator is old], pairs)
             new.data[pairs] = old.data[pairs]
             self._release(old, pairs)
@@ -403,10 +414,6 @@ class Warpgroups:
         accumulator.held[pairs] = False
         if not accumulator.held.any():
             self.accumulators.pop(accumulator.number, None)
-
-    def _settled(self, values: tuple, lanes: Lanes, site: Site) -> tuple:
-        self.check(values, lanes, site)
-        return values
 
     def _fill_in(self, live: int, groups: Groups) -> None:
         """Put numbers where registers hold tokens of products that are complete."""
@@ -597,8 +604,8 @@ class Warpgroups:
             raise self._fault_incomplete(lanes, site)
         return groups
 
-    def _check_fence(self, groups: Groups, site: Site) -> None:
-        late = ~self.fenced[groups.pairs]
+    def _check_fence(self, groups: Groups, plain: np.ndarray, site: Site) -> None:
+        late = ~self.fenced[groups.pairs] & plain
         if late.any():
             raise self._fault_pairs(
                 groups.pairs[late], "wgmma without its fence", site,

@@ -108,7 +108,7 @@ class Observations:
             ]
 
     def arrive(self, barrier, spot) -> None:
-        """Threads arrive at an mbarrier: who waits there will know what they know."""
+        """Note that threads arrive at an mbarrier: who waits there will know what they know."""
         self._grow()
         np.maximum.at(self.carried[barrier.number].T, spot.block, self.seen[:, spot.thread, spot.block].T)
 
@@ -119,14 +119,14 @@ class Observations:
         self.detector.epoch[mask] += 1
 
     def passed(self, barrier, thread: np.ndarray, block: np.ndarray) -> None:
-        """Threads have waited for an mbarrier."""
+        """Note that threads have waited for an mbarrier."""
         self._grow()
         known = np.maximum(self.seen[:, thread, block], self.carried[barrier.number][:, block])
         known[barrier.number] = np.maximum(known[barrier.number], barrier.phase[block])
         self.seen[:, thread, block] = known
 
     def barrier(self, complete: np.ndarray | None) -> None:
-        """A barrier of whole blocks has opened: everybody knows what one knows."""
+        """Note that a barrier of whole blocks has opened: everybody knows what one knows."""
         where = slice(None) if complete is None else complete
         if self.seen.shape[0]:
             self.seen[:, :, where] = self.seen[:, :, where].max(axis=1, keepdims=True)
@@ -141,7 +141,7 @@ class Observations:
     # --- bulk copies into shared memory ----------------------------------------------------------------------------
 
     def issued(self, load, block: int, thread: int, site: Site) -> None:
-        """A thread has issued a copy."""
+        """Note that a thread has issued a copy."""
         number = len(self.copies)
         self.copies.append(_Copy(site, thread, load.barrier, None))
         where = load.words * load.region.owners + block
@@ -155,7 +155,7 @@ class Observations:
         self._of_load[load.number, id(load.region), int(load.words[0]) if load.words.size else 0, block] = number
 
     def landed(self, load) -> None:
-        """The bytes of a copy are there; who waits for the phase may use them."""
+        """Note that the bytes of a copy are there; who waits for the phase may use them."""
         for block, owner in zip(load.block.tolist(), load.barrier_block.tolist(), strict=True):
             first = int(load.words[0]) if load.words.size else 0
             number = self._of_load.pop((load.number, id(load.region), first, block))
@@ -225,7 +225,7 @@ class Observations:
     # --- what is read asynchronously -------------------------------------------------------------------------------
 
     def copied_out(self, region, words: np.ndarray, block: np.ndarray, thread: np.ndarray, site: Site) -> int:
-        """A copy out of shared memory has been issued by some threads; returns its number."""
+        """Note that some threads have issued a copy out of shared memory; returns its number."""
         number = len(self.readers)
         self.readers.append(_Reader(site, int(thread[0]) if thread.size else 0))
         where = (words[:, None] * region.owners + block[None, :]).reshape(-1)
@@ -233,11 +233,11 @@ class Observations:
         return number
 
     def read_out(self, region, words: np.ndarray, block: np.ndarray) -> None:
-        """Its source has been read."""
+        """Note that its source has been read."""
         self._words(region).reader[(words[:, None] * region.owners + block[None, :]).reshape(-1)] = _NOBODY
 
     def multiplied(self, product, warpgroups) -> None:
-        """A product has been issued."""
+        """Note that a product has been issued."""
         number = len(self.readers)
         self._of_product[product.number] = number
         self.readers.append(_Reader(product.site, 0))
@@ -246,7 +246,7 @@ class Observations:
             self._read(region, where, thread, pair % self.batch.universe.blocks, product.site, number)
 
     def multiplied_now(self, product, warpgroups) -> None:
-        """A product is complete for those who have waited."""
+        """Note that a product is complete for those who have waited."""
         for region, where, pair in self._operands(product, warpgroups):
             words, block = self._words(region), pair % self.batch.universe.blocks
             words.reader[where] = _NOBODY

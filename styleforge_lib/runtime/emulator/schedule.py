@@ -192,7 +192,6 @@ class Batch:
             if trace is not None:
                 trace.executed(self, number, lanes)
             self._step(step, lanes)
-
         self.bulk.finish()
 
     def _idle(self) -> bool:

@@ -30,7 +30,7 @@ def multiply(shape, count, kind="f", a='"l"(da)', how="1, 1, 1, 0, 0", result="d
 
 
 def kernel(body, head="", threads=128, arguments="const uint4* image, float* out, u64 da, u64 db"):
-    """A block copies an image of 48 KB into shared memory, then executes the body; register r of thread t is out[r][t]."""
+    """Return a kernel whose blocks copy an image into shared memory, then execute the body; out[r][t] is register r."""
     return f"""{HEAD}{head}
 extern "C" __global__ void __launch_bounds__({threads}) k({arguments}) {{
   __shared__ __align__(1024) uint4 s[2816];
@@ -88,7 +88,7 @@ def place(matrix, image, start, leading, stride, swizzle, turned):
 
 
 def values(fragment, columns):
-    """Registers (registers, 128) of float32 as a matrix of 64 rows."""
+    """Return registers (registers, 128) of float32 as a matrix of 64 rows."""
     out = np.zeros((64, columns), fragment.dtype)
     for r in range(fragment.shape[0]):
         for t in range(128):

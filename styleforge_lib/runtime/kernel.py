@@ -10,16 +10,18 @@ Contents
 import functools
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import gpu
 from styleforge_lib.runtime.arguments import LaunchLimits, array, as_tuple, check_resident, launch_shape, scalar
-from styleforge_lib.runtime.compiler import compile_text
+from styleforge_lib.runtime.compiler import cache_directory, compile_text
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.resources import Resources, limits
 from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_name, parse_signature
@@ -127,7 +129,7 @@ class Module:
     @functools.cached_property
     def program(self):
         """The module on the emulator, whatever its device is."""
-        return Program(self.ptx, sources={self.name: self.text})
+        return Program(self.ptx, sources={self.name: self.text}, cache=cache_directory() / "translated")
 
     @functools.cached_property
     def loaded(self) -> gpu.GpuModule:
@@ -196,9 +198,10 @@ class Kernel:
         options = {"shared_bytes": shared_bytes, "cooperative": cooperative}
         options |= {"blocks": blocks, "trace": trace, "names": names}
         try:
-            self.module.program.launch(self.entry, shape[:3], shape[3:], host, **options)
-        except EmulatorFault as fault:  # its sentence tells it all; the emulator's own frames would bury it
-            raise fault.with_traceback(None) from None
+            with _Bar(self.name) as bar:
+                self.module.program.launch(self.entry, shape[:3], shape[3:], host, progress=bar.show, **options)
+        except (EmulatorFault, KeyboardInterrupt) as end:  # its sentence tells it all; the emulator's frames bury it
+            raise end.with_traceback(None) from None
 
     def _loaded(self) -> gpu.GpuLauncher:
         return gpu.GpuLauncher(self.name, self.entry, self.parameters, self.module.loaded)
@@ -252,3 +255,24 @@ class Kernel:
     def __repr__(self) -> str:
         declared = ", ".join(f"{parameter.c_type} {parameter.name}" for parameter in self.parameters)
         return f"<Kernel {self.name}({declared}); {self.resources}, {self.module.device}>"
+
+
+class _Bar:
+    """A progress bar of the emulator's, for launches beyond two seconds; shorter ones never make one."""
+
+    def __init__(self, name: str):
+        self.name, self.bar = name, None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def show(self, done: int, total: int) -> None:
+        """Show how many blocks are done. A launch that stands at one number still shows the time pass."""
+        if self.bar is None:
+            options = {"delay": 2, "miniters": 0, "leave": False, "file": sys.stderr}
+            self.bar = tqdm(desc=f"emulating {self.name}", total=total, unit="block", **options)
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()

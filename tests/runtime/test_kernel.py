@@ -1,6 +1,8 @@
 """Module and Kernel: what is handed to the device, and what is refused before anything runs."""
 
+import signal
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -33,8 +35,9 @@ class Recorder:
     """Stands in for the emulator's program: keeps what it is given."""
 
     def launch(
-        self, name, grid, block, args, *, shared_bytes=0, cooperative=False, blocks=None, trace=None, names=None
-    ):
+        self, name, grid, block, args, *, shared_bytes=0, cooperative=False, blocks=None, trace=None, names=None,
+        progress=None,
+    ):  # fmt: skip
         self.name, self.grid, self.block, self.args, self.shared_bytes = name, grid, block, args, shared_bytes
         self.blocks, self.trace, self.names = blocks, trace, names
 
@@ -522,6 +525,36 @@ def test_a_fault_names_the_line_and_the_parameter(emulated):
     with pytest.raises(EmulatorFault, match=r"line 2.*picture") as caught:
         kernel((1,), (64,), (torch.zeros(40),))
     assert all("emulator" not in str(entry.path) for entry in caught.traceback)
+
+
+SLOW = """extern "C" __global__ void slow(float* y, int turns) {
+  __shared__ float s[32]; float v = threadIdx.x;
+  for (int j = 0; j < turns; j++) { s[threadIdx.x] = v; __syncthreads(); v = s[31 - threadIdx.x]; __syncthreads(); }
+  y[threadIdx.x] = v;
+}"""
+
+
+def test_a_long_launch_shows_a_bar_and_can_be_interrupted(emulated, capsys):
+    slow, y = compile_cuda(SLOW), np.zeros(32, np.float32)
+    slow((1,), (32,), (y, 10))
+    assert capsys.readouterr().err == ""
+    timer = threading.Timer(2.6, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt, match="kernel 'slow' was interrupted in the emulator") as caught:
+        slow((1,), (32,), (y, 2_000_000_000))
+    timer.join()
+    assert "emulating slow:   0%" in capsys.readouterr().err
+    assert not [place for place in caught.traceback if "emulator" in str(place.path)]
+    slow((1,), (32,), (y, 10))
+    assert np.array_equal(y, np.arange(32))
+
+
+def test_a_translation_is_kept_beside_the_compiled_kernel(emulated, monkeypatch, tmp_path):
+    monkeypatch.setenv("STYLEFORGE_CACHE", str(tmp_path))
+    y = np.zeros(32, np.float32)
+    compile_cuda(SLOW)((1,), (32,), (y, 3))
+    assert len(list((tmp_path / "kernels" / "translated").glob("*.py"))) == 1
+    assert np.array_equal(y, np.arange(32)[::-1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

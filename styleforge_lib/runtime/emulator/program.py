@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from . import translation_cache
 from .calls import STACK, flatten, function_addresses
 from .control_flow import BARRIERS, Block, Graph, build_graph
 from .faults import unsupported
 from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
-from .schedule import LANES_PER_BATCH, Batch
-from .translate import KernelCode, translate_block
-from .translate.floats import Underflow
+from .schedule import LANES_PER_BATCH, Batch, Pulse
+from .translate import KernelCode, compile_block, translate_block
+from .translate.floats import Underflow, forget_operands
 
 MAX_THREADS = 1024
 RESERVED_SHARED = 1024  # bytes at the beginning of shared memory that the system keeps, as on a GPU
@@ -45,7 +47,6 @@ class Step:
     choice: int | None
     polls: bool
     only_exits: bool
-    source: str
 
 
 class Plan:
@@ -67,7 +68,27 @@ class Plan:
         offsets = self.code.parameter_offsets
         for parameter in self.flat.parameters:
             symbols[parameter.name] = ("param", slot_base(PARAMETER_SLOT) + offsets[parameter.name])
-        self.blocks = [self._step(block) for block in self.graph.blocks]
+        self.blocks = [
+            self._step(block, *translated)
+            for block, translated in zip(self.graph.blocks, self._translated(program), strict=True)
+        ]
+
+    def _translated(self, program: Program) -> list[tuple]:
+        """Return each block's function, and the registers that it takes and gives: from the disk, or translated."""
+        code, key = self.code, None
+        if program.cache is not None:
+            key = translation_cache.key_of(program.ptx, self.name, program.own_files)
+            kept = translation_cache.read(program.cache, key)
+            if kept is not None:
+                code.sites, code.waits = kept.SITES, kept.WAITS
+                return kept.BLOCKS
+        translated = [translate_block(code, block) for block in self.graph.blocks]
+        if program.cache is not None:
+            translation_cache.write(program.cache, key, self.name, code, translated)
+        return [
+            (compile_block(code, block, source), inputs, outputs)
+            for block, (source, inputs, outputs) in zip(self.graph.blocks, translated, strict=True)
+        ]
 
     def _lay_out(self, program: Program, symbols: dict) -> None:
         shared = {**{n: v for n, v in program.module.variables.items() if v.space == "shared"}, **self.flat.shared}
@@ -108,10 +129,9 @@ class Plan:
         self.shared_layout[0] = ("shared memory", RESERVED_SHARED, None)
         self.shared_together = True
 
-    def _step(self, block: Block) -> Step:
+    def _step(self, block: Block, function: Callable, inputs: list[str], outputs: list[str]) -> Step:
         if block.last is not None and block.last.opcode in BARRIERS and block.kind == "barrier":
             self._check_barrier(block)
-        function, inputs, outputs, source = translate_block(self.code, block)
         bit = self.graph.bit
         chooser = choice = None
         if block.register is not None:
@@ -129,7 +149,7 @@ class Plan:
         only_exits = block.kind == "exit" and not block.instructions
         return Step(
             block, function, [bit[n] for n in inputs], [bit[n] for n in outputs], dead, chooser, choice, polls,
-            only_exits, source,
+            only_exits,
         )  # fmt: skip
 
     @staticmethod
@@ -167,15 +187,16 @@ class Program:
         ptx_text: PTX as NVRTC writes it; with `-lineinfo`, faults and metrics name source lines.
         sources: {file name: text} of the user's own files. A line of any other file (a CUDA header) is charged to the
             line that called it. Without sources, files in a toolkit's include folder count as headers.
+        cache: a folder where translated kernels are kept for the next process (see `translation_cache`); None: nowhere.
 
     Raises:
         ValueError: if the text is not PTX.
     """
 
-    def __init__(self, ptx_text: str | bytes, sources: dict[str, str] | None = None):
-        text = ptx_text.decode() if isinstance(ptx_text, bytes) else ptx_text
-        self.module: Module = parse_module(text)
-        self.sources = dict(sources or {})
+    def __init__(self, ptx_text: str | bytes, sources: dict[str, str] | None = None, cache: Path | None = None):
+        self.ptx = ptx_text.decode() if isinstance(ptx_text, bytes) else ptx_text
+        self.module: Module = parse_module(self.ptx)
+        self.sources, self.cache = dict(sources or {}), cache
         self._own_files = {number for number, name in self.module.files.items() if self._is_own(name)}
         self.symbols: dict[str, tuple[str, int]] = {}
         self._regions: dict[int, Region] = {}
@@ -212,6 +233,11 @@ class Program:
         if self.sources:
             return any(name == own or os.path.basename(name) == os.path.basename(own) for own in self.sources)
         return not re.search(r"[/\\]include[/\\]|\.hpp$", name)
+
+    @property
+    def own_files(self) -> list[str]:
+        """The names, in the PTX, of the user's own files."""
+        return [self.module.files[number] for number in sorted(self._own_files)]
 
     def line_of(self, place: Place) -> int:
         """Return the line of the user's own text that an instruction belongs to; 0 if there is none."""
@@ -266,6 +292,7 @@ class Program:
         blocks: Sequence[int] | None = None,
         trace=None,
         names: Sequence[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Run a kernel.
 
@@ -281,8 +308,11 @@ class Program:
             blocks: linear numbers (x fastest) of the blocks to run; all if None.
             trace: a `metrics.Trace` that collects per-line counts, races and unwritten reads.
             names: what to call the arrays in messages; else "argument 0" ...
+            progress: is called some ten times a second with how many blocks have been done, and of how many.
 
         Raises:
+            KeyboardInterrupt: says how far the launch was. What the kernel had written stays written; the program can
+                be launched again.
             EmulatorFault: the kernel did something wrong; says what, at which line, in which block and thread.
             NotImplementedError: an instruction outside what the emulator knows.
             ValueError, TypeError: an argument or a launch size that no GPU would take.
@@ -300,9 +330,19 @@ class Program:
         if trace is not None:
             trace.begin(plan, launch)
         size = self._blocks_per_batch(plan, launch)
-        with np.errstate(all="ignore", under="call", call=Underflow.note):
-            for start in range(0, numbers.size, size):
-                Batch(plan, launch, numbers[start : start + size]).run()
+        done = 0
+        try:
+            with np.errstate(all="ignore", under="call", call=Underflow.note):
+                for done in range(0, numbers.size, size):
+                    batch = Batch(plan, launch, numbers[done : done + size])
+                    batch.run(Pulse(progress, done, numbers.size) if progress is not None else None)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"kernel {name!r} was interrupted in the emulator, with at least {done} of {numbers.size} blocks done: "
+                "what it writes is incomplete"
+            ) from None
+        finally:
+            forget_operands()
 
     @staticmethod
     def _make_cooperative(launch: Launch) -> None:

@@ -7,6 +7,9 @@ can run and somebody is parked, that is a divergent barrier or a deadlock, and i
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 
 from .async_copies import AsyncCopies
@@ -26,6 +29,21 @@ LANES_PER_BATCH = 65536  # fewer pay NumPy's cost per call, more leave the cache
 PATIENCE = 50  # turns a polling loop gets before the lanes that it may be waiting for are let forward
 POLLING_LIMIT = 100_000  # turns of polling in which nobody leaves the kernel or passes a barrier: they wait for ever
 _MEMO_SIZE = 64
+_BETWEEN_REPORTS = 0.1  # seconds
+
+
+class Pulse:
+    """Tells a caller some ten times a second how many blocks are done."""
+
+    def __init__(self, report: Callable[[int, int], None], before: int, total: int):
+        self.report, self.before, self.total = report, before, total
+        self.due = time.monotonic() + _BETWEEN_REPORTS
+
+    def beat(self, batch: Batch) -> None:
+        """Report if it is time to."""
+        if (now := time.monotonic()) >= self.due:
+            self.due = now + _BETWEEN_REPORTS
+            self.report(self.before + int(np.count_nonzero(batch.warps.exited.all(axis=0))), self.total)
 
 
 class Batch:
@@ -169,7 +187,7 @@ class Batch:
 
     # --- running ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self, pulse: Pulse | None = None) -> None:
         """Execute the batch. Raises EmulatorFault."""
         self._start()
         self.pending[0] = self.universe.full
@@ -192,6 +210,8 @@ class Batch:
             if trace is not None:
                 trace.executed(self, number, lanes)
             self._step(step, lanes)
+            if pulse is not None:
+                pulse.beat(self)
         self.bulk.finish()
 
     def _idle(self) -> bool:

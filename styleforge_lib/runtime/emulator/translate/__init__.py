@@ -20,7 +20,7 @@ from . import (
     warps,
     wmma,
 )
-from .emitter import RULES, KernelCode, translate_block
+from .emitter import RULES, KernelCode, compile_block, translate_block
 
 __all__ = [
     "RULES",
@@ -29,6 +29,7 @@ __all__ = [
     "bits",
     "brain_floats",
     "comparisons",
+    "compile_block",
     "conversions",
     "eight_bits",
     "floats",

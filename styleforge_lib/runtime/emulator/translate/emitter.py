@@ -187,6 +187,10 @@ class KernelCode:
             self.namespace[name] = value
         return name
 
+    def constants(self) -> dict[str, object]:
+        """Return the constants of translated code by their names."""
+        return {name: self.namespace[name] for name in self._constants.values()}
+
     def site(self, instruction: Instruction, space: str, verb: str, width: int) -> str:
         """Register a memory instruction; returns its name in translated code."""
         site = Site(len(self.sites), self.line_of(instruction.place), instruction.name, space, verb, width)
@@ -457,12 +461,16 @@ def _accumulators(flat: Flat) -> dict[str, str]:
     return found
 
 
-def translate_block(code: KernelCode, block: Block) -> tuple[Callable, list[str], list[str], str]:
-    """Translate one block; returns the function, the registers it takes and gives, and its source."""
-    source, inputs, outputs = Emitter(code, block).run()
+def translate_block(code: KernelCode, block: Block) -> tuple[str, list[str], list[str]]:
+    """Translate one block; returns the source of `block_<index>`, and the registers it takes and gives."""
+    return Emitter(code, block).run()
+
+
+def compile_block(code: KernelCode, block: Block, source: str) -> Callable:
+    """Return the function of a translated block."""
     scope: dict[str, object] = {}
     exec(compile(source, f"<ptx {code.flat.name} block {block.index}>", "exec"), code.namespace, scope)
-    return scope[f"block_{block.index}"], inputs, outputs, source
+    return scope[f"block_{block.index}"]
 
 
-__all__ = ["Emitter", "KernelCode", "Modifiers", "Pair", "helper", "rule", "translate_block"]
+__all__ = ["Emitter", "KernelCode", "Modifiers", "Pair", "compile_block", "helper", "rule", "translate_block"]

@@ -60,6 +60,11 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+def forget_operands() -> None:
+    """Let go of the operands that `fma32` remembers."""
+    _scratch.__init__()
+
+
 @helper
 def fma32(a, b, c):
     """float32 of a * b + c, rounded once. The result may be a strided view.

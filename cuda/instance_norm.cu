@@ -4,35 +4,38 @@
 //
 // Contents (T is float32, float16 or bfloat16; every statistic is float32)
 //   Ending                      what is done with a number once its plane's mean and deviation are known
-//   instance_norm_T             NCHW, shape (a): one block a plane, which it reads twice
-//   instance_norm_statistics_T  NCHW, shape (b): blocks over pieces of planes: the moments (n, mean, M2) of each piece
+//   instance_norm_T             NCHW: a block keeps a piece of a plane in its registers, and blocks of a plane exchange
+//                               their moments (common/exchange.cuh): x is read once
+//   instance_norm_statistics_T  NCHW, planes too large to be kept: the moments (n, mean, M2) of each piece
 //   instance_norm_apply_T       ... then blocks over the same pieces: each merges its plane's moments, and writes
 //   instance_norm_nhwc_statistics_T, instance_norm_nhwc_apply_T      the same two steps for NHWC (channels_last)
 //
 // x, out     planes x size numbers, flat: NCHW with planes = images * channels and size = height * width, or NHWC.
 // residual   like x, or null.         weight, bias    `channels` numbers, each may be null.     relu    0 or 1.
+// slots      3 * planes * pieces words for the exchange, of this launch's number and patience; null for one piece.
 // partial    room for the moments: 4 * planes * pieces floats. Written by the first kernel, read by the second.
 // alignment  NCHW: any. A plane is moved in vectors of 16 bytes between single elements at its ends, where the arrays
 //            stand alike to a multiple of 16 bytes; else singly. NHWC: the launcher says how many numbers are moved at
 //            once: LANES<T> (channels a multiple of it, arrays at multiples of 16 bytes), or 1.
 // sizes      offsets have 64 bits. A plane of one element gives relu(bias + residual).
-// launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps;
-//            (a) planes blocks of at most 1024; (b) planes * pieces blocks of at most 1024; NHWC: blocks of THREADS.
-// moves      with s = planes * size * sizeof(T), and s more with a residual:
-//            (a) 2s from memory. x is read a second time, from the L2 cache where all planes at work fit it, which they
-//                do with a block a plane up to 60 MB / 132 blocks = 450 KB a plane; else 3s.
-//            (b) 2s where x fits the L2 cache (1x64x512x512 float16: 34 MB), else 3s (1x32x1024x1024 float32: 134 MB);
-//                and the moments, 16 bytes a piece, read once a block of the same plane: below 1 %.
+// launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps, a block
+//            for each piece: of at most THREADS for instance_norm_T (pieces of at most 16 bytes * HELD a thread), of at
+//            most 1024 for the two kernels; NHWC: of THREADS.
+// moves      with s = planes * size * sizeof(T), and s more with a residual: instance_norm_T 2s, the least there is; the
+//            pairs of kernels 3s, of which the second reading finds in the L2 cache what was read last, for it runs
+//            backwards. Moments: 16 or 24 bytes a piece, below 1 %.
 // computes   about 12 operations an element; at 4 TB/s an H200 could do 27 (float32) or 13 (float16) in the time of one
 //            pass. Bytes and operations are predictions: nothing here has been measured yet.
-// numbers    moments by groups (common/moments.cuh): no cancellation at mean 4000, constant planes give exactly bias.
-//            Fused steps are rounded once, at the end. NaN or infinity makes its plane NaN, and no other. Where
+// numbers    moments of distances (common/moments.cuh, Held): no cancellation at mean 4000, constant planes give exactly
+//            bias. Fused steps are rounded once, at the end. NaN or infinity makes its plane NaN, and no other. Where
 //            distances beyond 1e19 overflow the variance, the plane is NaN. No atomics: same launch, same bits.
+#include "common/exchange.cuh"
 #include "common/moments.cuh"
 #include "common/vectors.cuh"
 
-constexpr int THREADS = 256;  // of an NHWC block: threads * 8 lanes * 16 bytes of moments are 32 of 48 KB
-constexpr int FLIGHT = 4;     // vectors that a thread has under way: 64 bytes, so that 1024 threads cover the latency
+constexpr int THREADS = 256;  // of a block: NHWC, 8 lanes a thread * 16 bytes of moments are 32 of 48 KB
+constexpr int HELD = 16;      // vectors that a thread keeps: 64 of its 128 registers; 64 KB a block, two blocks at once
+constexpr int FLIGHT = 4;     // vectors under way where none is kept: 64 bytes, so that 1024 threads cover the latency
 constexpr int GROUP = 8;      // numbers that are taken into the moments at once: one division for 8
 
 // 1 / sqrt(v) to the nearest, or nearly always: the quotient alone is off by up to 1.5 units in the last place, and a
@@ -129,26 +132,141 @@ __device__ void write(const T* x, const T* residual, T* out, long long count, co
     single(span.tail, count);
 }
 
-template <typename T>
-__device__ void norm_plane(const T* x, const Ending<T>& ending, const T* residual, T* out, int channels,
-                           long long size) {
-    __shared__ Moments shared[32];
-    const long long plane = blockIdx.x, start = plane * size;
-    const Moments m = merge_block(gather(x + start, size), shared);
-    write(x + start, residual ? residual + start : nullptr, out + start, size, ending, m, plane % channels);
-}
-
 // Block b works on piece b % pieces of plane b / pieces: numbers [piece * length, (piece + 1) * length).
 struct Piece {
     long long plane, start, count;
 
-    __device__ Piece(long long size, long long length, int pieces) {
-        plane = blockIdx.x / pieces;
-        const long long begin = blockIdx.x % pieces * length;
+    __device__ Piece(long long size, long long length, int pieces, int block = blockIdx.x) {
+        plane = block / pieces;
+        const long long begin = block % pieces * length;
         start = plane * size + begin;
         count = begin + length < size ? length : size - begin;
     }
 };
+
+// A piece in the registers of a block, as it lies in memory: up to HELD vectors a thread. The numbers before and behind
+// the vectors, fewer than 16, have a thread each, which reads them anew each time.
+template <typename T>
+struct Held {
+    uint4 vector[HELD];  // vectors first, first + 32, ... before last: a warp's lie together
+    int count, head, tail, first, last;
+
+    __device__ void fetch(const T* x, int numbers) {
+        const Span span(numbers, x);
+        count = numbers;
+        head = span.head;
+        tail = span.tail;
+        const int vectors = span.vectors, share = (vectors + blockDim.x - 1) / blockDim.x * 32;
+        first = threadIdx.x / 32 * share + threadIdx.x % 32;
+        last = min(vectors, threadIdx.x / 32 * share + share);
+        const uint4* source = reinterpret_cast<const uint4*>(x + head) + first;
+#pragma unroll
+        for (int v = 0; v < HELD; v++)
+            if (first + 32 * v < last) vector[v] = source[32 * v];
+    }
+
+    __device__ int single() const { return threadIdx.x < head ? threadIdx.x : tail + threadIdx.x - head; }
+
+    template <typename Function>
+    __device__ void each(const T* x, Function f) const {  // f(number) for every number that is this thread's
+        float value[LANES<T>];
+#pragma unroll
+        for (int v = 0; v < HELD; v++)
+            if (first + 32 * v < last) {
+                unpack<T>(vector[v], value);
+                for (int k = 0; k < LANES<T>; k++) f(value[k]);
+            }
+        if (single() < count) f(to_float(x[single()]));
+    }
+
+    // The moments of the piece. Two passes that never leave the registers: the mean, then the distances from it; their
+    // sum, which would be 0 without rounding, repairs both (Chan, Golub, LeVeque 1983: the corrected two-pass algorithm).
+    __device__ Moments measure(const T* x, float* shared) const {
+        const float pivot = to_float(*x), n = count;  // distances from it, so that equal numbers have no rounding
+        float sum[1] = {}, sums[2] = {};
+        each(x, [&](float value) { sum[0] += value - pivot; });
+        sum_block(sum, shared);
+        const float center = pivot + sum[0] / n;
+        each(x, [&](float value) {
+            const float distance = value - center;
+            sums[0] += distance;
+            sums[1] += distance * distance;
+        });
+        sum_block(sums, shared);
+        Moments m = {n, {center, 0.0f}, sums[1] - sums[0] * (sums[0] / n)};
+        m.mean.move(sums[0] / n);
+        return m;
+    }
+};
+
+// What the blocks of a plane found, put together. A block that waits in vain measures the whole plane itself and tells it
+// in the others' place: the same order, so the same bits.
+template <typename T>
+__device__ Moments agree(Held<T>& held, Moments m, const T* x, long long* slots, long long size, long long length,
+                         int pieces, int launch, int patience, float* sums, Moments* shared) {
+    const int first = blockIdx.x / pieces * pieces;
+    const auto tell_of = [&](int block) {
+        const float told[3] = {m.mean.value, m.mean.lost, m.m2};
+        if (threadIdx.x == 0) tell(slots + block * 3LL, launch, told);
+    };
+    const auto fetch = [&](int block) {
+        const Piece piece(size, length, pieces, block);
+        held.fetch(x + piece.start, piece.count);
+        return x + piece.start;
+    };
+    tell_of(blockIdx.x);
+    while (true) {
+        float told[3];
+        bool heard = true;
+        m = {};
+        for (int i = threadIdx.x; heard && i < pieces; i += blockDim.x) {
+            heard = hear(slots + (first + i) * 3LL, launch, patience, told);
+            m = merge(m, {(float)Piece(size, length, pieces, first + i).count, {told[0], told[1]}, told[2]});
+        }
+        if (__syncthreads_and(heard)) return merge_block(m, shared);
+#pragma unroll 1
+        for (int block = first; block < first + pieces; block++) {
+            m = held.measure(fetch(block), sums);
+            tell_of(block);
+        }
+        fetch(blockIdx.x);
+    }
+}
+
+template <typename T>
+__device__ void norm_planes(const T* x, const Ending<T>& ending, const T* residual, T* out, long long* slots,
+                            int channels, long long size, long long length, int pieces, int launch, int patience) {
+    __shared__ float sums[2 * 32];
+    __shared__ Moments shared[32];
+    const Piece piece(size, length, pieces);
+    x += piece.start;
+    Held<T> held;
+    held.fetch(x, piece.count);
+    Moments m = held.measure(x, sums);
+    if (pieces > 1)
+        m = agree(held, m, x - piece.start, slots, size, length, pieces, launch, patience, sums, shared);
+
+    out += piece.start;
+    if (residual) residual += piece.start;
+    const size_t phases = reinterpret_cast<size_t>(out) ^ reinterpret_cast<size_t>(x);
+    const size_t phase = residual ? reinterpret_cast<size_t>(residual) ^ reinterpret_cast<size_t>(x) : 0;
+    if ((phases | phase) % 16 != 0)  // no vectors that are whole in all arrays
+        return write(x, residual, out, piece.count, ending, m, piece.plane % channels);
+    float mean, scale, shift, value[LANES<T>], added[LANES<T>] = {};
+    ending.prepare(m, piece.plane % channels, mean, scale, shift);
+#pragma unroll
+    for (int v = 0; v < HELD; v++) {
+        const int i = held.first + 32 * v;
+        if (i >= held.last) continue;
+        unpack<T>(held.vector[v], value);
+        if (residual) load(residual + held.head + i * LANES<T>, added);
+        for (int k = 0; k < LANES<T>; k++) value[k] = ending(value[k], mean, scale, shift, added[k]);
+        store(out + held.head + i * LANES<T>, value);
+    }
+    const int i = held.single();
+    if (i < held.count)
+        out[i] = to<T>(ending(to_float(x[i]), mean, scale, shift, residual ? to_float(residual[i]) : 0.0f));
+}
 
 template <typename T>
 __device__ void plane_statistics(const T* x, Moments* partial, long long size, long long length, int pieces) {
@@ -292,11 +410,12 @@ __device__ void pixel_apply(const T* x, const float* partial, const Ending<T>& e
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels: float32
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, int channels, long long size, float eps,
-        int relu) {
-    norm_plane(x, Ending<float>{weight, bias, eps, relu}, residual, out, channels, size);
+        const float* __restrict__ residual, float* __restrict__ out, long long* slots, int channels,
+        long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
+    norm_planes(x, Ending<float>{weight, bias, eps, relu}, residual, out, slots, channels, size, length, pieces,
+                launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -330,11 +449,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels: float16
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, int channels, long long size, float eps,
-        int relu) {
-    norm_plane(x, Ending<__half>{weight, bias, eps, relu}, residual, out, channels, size);
+        const __half* __restrict__ residual, __half* __restrict__ out, long long* slots, int channels,
+        long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
+    norm_planes(x, Ending<__half>{weight, bias, eps, relu}, residual, out, slots, channels, size, length, pieces,
+                launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -368,11 +488,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels: bfloat16
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight,
-        const __nv_bfloat16* bias, const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out,
-        int channels, long long size, float eps, int relu) {
-    norm_plane(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, channels, size);
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    instance_norm_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
+        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, long long* slots, int channels,
+        long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
+    norm_planes(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, slots, channels, size, length, pieces,
+                launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)

@@ -115,6 +115,8 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         "measured": 3,
         "eps": 1e-5,
         "relu": 1,
+        "launch": 1,
+        "patience": 4096,
         "lanes": 1,
     }
     moments = 2 * 8 * 3 * 4
@@ -125,7 +127,8 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         "data": {"x": normal(40, 3), "residual": magnitudes, "partial": between(1, 9)},
     }
     for dtype in ("float32", "float16", "bfloat16"):
-        yield f"instance_norm_{dtype}", Plan(grid=lambda n: 16, offsets=(0, 1), **common)
+        exchanged = {**common, "lengths": {**common["lengths"], "slots": 48 * 3}, "start": {"slots": 0}}
+        yield f"instance_norm_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 1), **exchanged)
         for step in ("statistics", "apply"):
             yield f"instance_norm_{step}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
             yield f"instance_norm_nhwc_{step}_{dtype}", Plan(grid=lambda n: 6, offsets=(0, 4), **common)

@@ -2,6 +2,7 @@
 //
 //   LANES<T>                      how many numbers of T are 16 bytes: 4 or 8
 //   to_float(x), to<T>(x)         one number; to the nearest, ties to even
+//   unpack<T>(v, value)           16 bytes that are at hand, as LANES<T> floats
 //   load(p, value), store(p, v)   an array of floats from and to memory: LANES<T> at a multiple of 16 bytes, or one
 //   Span                          a stretch of memory at any address: scalars up to 16 bytes, vectors, scalars
 //
@@ -22,14 +23,25 @@ template <> __device__ inline float to<float>(float x) { return x; }
 template <> __device__ inline __half to<__half>(float x) { return __float2half_rn(x); }
 template <> __device__ inline __nv_bfloat16 to<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
+template <typename T>
+__device__ void unpack(const uint4& whole, float (&value)[LANES<T>]) {
+    for (int i = 0; i < LANES<T>; i++) value[i] = to_float(reinterpret_cast<const T*>(&whole)[i]);
+}
+
+template <>
+__device__ inline void unpack<__nv_bfloat16>(const uint4& whole, float (&value)[8]) {  // the upper halves of floats
+    const unsigned word[4] = {whole.x, whole.y, whole.z, whole.w};
+    for (int i = 0; i < 8; i++) value[i] = __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+}
+
 template <typename T, int COUNT>
 __device__ void load(const T* p, float (&value)[COUNT]) {
     static_assert(COUNT == 1 || COUNT == LANES<T>);
     if constexpr (COUNT == 1) {
         value[0] = to_float(*p);
     } else {
-        const uint4 whole = *reinterpret_cast<const uint4*>(p);
-        for (int i = 0; i < COUNT; i++) value[i] = to_float(reinterpret_cast<const T*>(&whole)[i]);
+        const uint4 whole = *reinterpret_cast<const uint4*>(p);  // at once
+        unpack<T>(whole, value);
     }
 }
 
@@ -41,7 +53,7 @@ __device__ void store(T* p, const float (&value)[COUNT]) {
     } else {
         uint4 whole;
         for (int i = 0; i < COUNT; i++) reinterpret_cast<T*>(&whole)[i] = to<T>(value[i]);
-        *reinterpret_cast<uint4*>(p) = whole;
+        __stwb(reinterpret_cast<uint4*>(p), whole);  // at once: a plain store may be taken apart
     }
 }
 

@@ -3,7 +3,8 @@
 Contents
     instance_norm           the function: the kernel where it applies, else PyTorch
     launch, launch_fused    the kernels: which launch shape, and its size
-    pieces_of_planes        the rule for NCHW: one block a plane, or planes in pieces
+    pieces_to_hold          the rule for NCHW: one kernel, whose blocks keep the plane in their registers
+    pieces_to_sweep         the rule for planes that are too large for it
     pieces_of_pixels        the rule for NHWC
     OPERATOR, FUSED         the description: of the norm alone (what the lessons build), and of all that the kernel does
 """
@@ -17,18 +18,19 @@ from torch.nn import functional
 
 from styleforge_lib.ops.cases import EVEN, RAGGED, constant_planes, drawn_from, magnitudes, normal
 from styleforge_lib.ops.elementwise import VECTOR_BYTES, check_tensors, compiled, is_watched, kernel_applies
+from styleforge_lib.ops.exchange import PATIENCE, exchange
 from styleforge_lib.ops.operator import Case, Cost, Operator
 
 EPS = 1e-5
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-MAX_THREADS, PIECE_THREADS = 1024, 512  # of a block for a whole plane, for a piece of one
-PIXEL_THREADS = 256  # THREADS in cuda/instance_norm.cu
-FLIGHT = 4  # vectors that a thread has under way, as there
-SMALL_PLANE_BYTES = 1 << 16  # one block reads it twice in about 2 us, which a second launch costs as well
-# How many blocks a multiprocessor holds by their registers (64 of 512 threads, 96 and 64 of 256), which the pieces are
-# to fill once: a block more would begin a second round with most multiprocessors idle.
-PIECES_RESIDENT, MEASURED_RESIDENT, APPLIED_RESIDENT = 2, 2, 4
+THREADS = 256  # as in cuda/instance_norm.cu: of a block that holds a piece of a plane, and of an NHWC block
+PIECE_BYTES = THREADS * 16 * VECTOR_BYTES  # HELD = 16 vectors a thread, as there
+SWEEP_THREADS = 512  # of a block over a piece that is too large to be held
+FLIGHT = 4  # vectors that a thread has under way then, as there
+# How many blocks a multiprocessor holds by their registers, which the pieces are to fill once: a block more would begin
+# a second round with most multiprocessors idle.
+HELD_RESIDENT, SWEEP_RESIDENT, MEASURED_RESIDENT, APPLIED_RESIDENT = 2, 2, 2, 4
 EMULATED_MULTIPROCESSORS = 40  # a T4's
 DRAWN = ((1, 4), (1, 9), (2, 41), (2, 41))  # the range of each dimension of a drawn shape
 
@@ -117,16 +119,20 @@ def launch_fused(
 
 def _launch_planes(x, weight, bias, residual, out, eps, relu) -> None:
     channels, planes, size = x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
-    threads, length, pieces = pieces_of_planes(planes, size, x.element_size(), multiprocessors(x.device))
+    processors = multiprocessors(x.device)
     kernel, dtype = compiled("instance_norm", x.device).kernel, str(x.dtype).removeprefix("torch.")
-    if pieces == 1:
-        args = (x, weight, bias, residual, out, channels, size, eps, int(relu))
-        kernel(f"instance_norm_{dtype}")(planes, threads, args)
+    threads, length, pieces = pieces_to_hold(size, x.element_size())
+    if pieces <= processors * HELD_RESIDENT:
+        slots, number = exchange(3 * planes * pieces, x.device) if pieces > 1 else (None, 0)
+        args = (x, weight, bias, residual, out, slots, channels, size, length, pieces, eps, int(relu), number, PATIENCE)
+        kernel(f"instance_norm_{dtype}")(planes * pieces, threads, args)
         return
+    length, pieces = pieces_to_sweep(planes, size, x.element_size(), processors * SWEEP_RESIDENT)
     partial = torch.empty(planes * pieces * 4, dtype=torch.float32, device=x.device)
-    kernel(f"instance_norm_statistics_{dtype}")(planes * pieces, threads, (x, partial, size, length, pieces))
+    args = (x, partial, size, length, pieces)
+    kernel(f"instance_norm_statistics_{dtype}")(planes * pieces, SWEEP_THREADS, args)
     args = (x, partial, weight, bias, residual, out, channels, size, length, pieces, eps, int(relu))
-    kernel(f"instance_norm_apply_{dtype}")(planes * pieces, threads, args)
+    kernel(f"instance_norm_apply_{dtype}")(planes * pieces, SWEEP_THREADS, args)
 
 
 def _launch_pixels(x, weight, bias, residual, out, eps, relu) -> None:
@@ -141,25 +147,31 @@ def _launch_pixels(x, weight, bias, residual, out, eps, relu) -> None:
     tiles, length, measured = pieces_of_pixels(images, channels, size, lanes, processors * MEASURED_RESIDENT)
     partial = torch.empty(images * measured * channels * 4, dtype=torch.float32, device=x.device)
     args = (x, partial, channels, size, length, measured, lanes)
-    kernel(f"instance_norm_nhwc_statistics_{dtype}")(images * tiles * measured, PIXEL_THREADS, args)
+    kernel(f"instance_norm_nhwc_statistics_{dtype}")(images * tiles * measured, THREADS, args)
     _, length, pieces = pieces_of_pixels(images, channels, size, lanes, processors * APPLIED_RESIDENT)
     args = (x, partial, weight, bias, residual, out, channels, size, length, pieces, measured, eps, int(relu), lanes)
-    kernel(f"instance_norm_nhwc_apply_{dtype}")(images * tiles * pieces, PIXEL_THREADS, args)
+    kernel(f"instance_norm_nhwc_apply_{dtype}")(images * tiles * pieces, THREADS, args)
 
 
-def pieces_of_planes(planes: int, size: int, itemsize: int, processors: int) -> tuple[int, int, int]:
-    """Return (threads a block, numbers a piece, pieces a plane) for NCHW; one piece is one kernel with a block a plane.
-
-    A plane stays whole where the planes occupy at least three quarters of the multiprocessors, or where it is small.
-    Else it is cut so that the pieces of all planes fill every multiprocessor once, and no more.
-    """
+def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int]:
+    """Return (threads a block, numbers a piece, pieces a plane) for NCHW where each block keeps its piece."""
     lanes = VECTOR_BYTES // itemsize
-    if 4 * planes >= 3 * processors or size * itemsize <= SMALL_PLANE_BYTES:
-        threads = 1 << max(0, math.ceil(size / (lanes * FLIGHT)) - 1).bit_length()
-        return min(MAX_THREADS, max(32, threads)), size, 1
-    most = processors * PIECES_RESIDENT // planes
-    length = _rounded_up(math.ceil(size / most), PIECE_THREADS * lanes)  # whole vectors for every thread
-    return PIECE_THREADS, length, math.ceil(size / length)
+    pieces = math.ceil(size * itemsize / PIECE_BYTES)
+    if pieces > 1:
+        length = _rounded_up(math.ceil(size / pieces), 32 * lanes)  # whole vectors for every warp
+        return THREADS, length, math.ceil(size / length)
+    threads = 1 << max(0, math.ceil(size / (lanes * FLIGHT)) - 1).bit_length()
+    return min(THREADS, max(32, threads)), size, 1
+
+
+def pieces_to_sweep(planes: int, size: int, itemsize: int, blocks: int) -> tuple[int, int]:
+    """Return (numbers a piece, pieces a plane) for NCHW where planes are too large to be kept, in about `blocks` blocks.
+
+    A plane is kept where the blocks that hold its pieces can all run at once.
+    """
+    most = max(1, blocks // planes)
+    length = _rounded_up(math.ceil(size / most), SWEEP_THREADS * VECTOR_BYTES // itemsize)  # ... for every thread
+    return length, math.ceil(size / length)
 
 
 def pieces_of_pixels(images: int, channels: int, size: int, lanes: int, blocks: int) -> tuple[int, int, int]:
@@ -169,8 +181,8 @@ def pieces_of_pixels(images: int, channels: int, size: int, lanes: int, blocks: 
     channels of a pixel lie too close for a block a plane to read whole sectors.
     """
     units = channels // lanes
-    tiles = math.ceil(units / (PIXEL_THREADS // lanes))
-    rows = PIXEL_THREADS // math.ceil(units / tiles)
+    tiles = math.ceil(units / (THREADS // lanes))
+    rows = THREADS // math.ceil(units / tiles)
     most = max(1, blocks // (images * tiles))
     length = _rounded_up(math.ceil(size / most), rows * FLIGHT)
     return tiles, length, math.ceil(size / length)

@@ -38,12 +38,14 @@ def launched(monkeypatch):
     return names
 
 
-@pytest.fixture
-def in_pieces(monkeypatch):
-    """Cut every plane, as on a card whose multiprocessors the planes do not fill."""
-    monkeypatch.setattr(norm, "SMALL_PLANE_BYTES", 0)
+def cut(monkeypatch, way):
+    """Cut small planes as large ones are: into pieces that blocks hold and exchange, or that two kernels sweep."""
+    if way == "held":
+        monkeypatch.setattr(norm, "PIECE_BYTES", 512)
+    if way == "swept":
+        monkeypatch.setattr(norm, "HELD_RESIDENT", 0)
+        monkeypatch.setattr(norm, "SWEEP_THREADS", 32)
     monkeypatch.setattr(norm, "multiprocessors", lambda device: 2000)
-    monkeypatch.setattr(norm, "PIECE_THREADS", 32)
 
 
 def tensors_of(shape, dtype=torch.float32, seed=0):
@@ -109,14 +111,25 @@ def test_everything_fused_is_right(dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("operator", [norm.FUSED, nhwc(norm.FUSED)], ids=["NCHW", "NHWC"])
-def test_pieces_of_planes_are_right(operator, dtype, in_pieces, launched):
+@pytest.mark.parametrize("way", ["held", "swept"])
+def test_pieces_of_planes_are_right(way, dtype, monkeypatch, launched):
+    cut(monkeypatch, way)
+    assert check(norm.FUSED, norm.FUSED.launch, dtype=dtype)
+    assert any("statistics" in name for name in launched) is (way == "swept")
+
+
+@each_dtype
+def test_channels_last_is_right(dtype, monkeypatch, launched):
+    monkeypatch.setattr(norm, "multiprocessors", lambda device: 2000)
+    operator = nhwc(norm.FUSED)
     assert check(operator, operator.launch, dtype=dtype)
-    assert any("statistics" in name for name in launched)
+    assert any("nhwc_statistics" in name for name in launched)
 
 
-def test_mean_4000_deviation_half_is_right_to_a_few_units(in_pieces):
+@pytest.mark.parametrize("way", ["in two of full size", "held", "swept"])
+def test_mean_4000_deviation_half_is_right_to_a_few_units(way, monkeypatch):
     """PyTorch's own error there is 5e-4."""
+    cut(monkeypatch, way)
     x = (torch.randn(1, 2, 150, 151, generator=torch.Generator().manual_seed(1)) * 0.5 + 4000).to(DEVICE)
     out = torch.empty_like(x)
     norm.launch(x, out)
@@ -124,13 +137,38 @@ def test_mean_4000_deviation_half_is_right_to_a_few_units(in_pieces):
 
 
 @each_dtype
-def test_a_constant_plane_gives_exactly_the_bias(dtype, in_pieces):
+@pytest.mark.parametrize("way", ["whole", "held", "swept"])
+def test_a_constant_plane_gives_exactly_the_bias(way, dtype, monkeypatch):
+    cut(monkeypatch, way)
     x = torch.tensor([0.1, 4000.3, -7e-3], device=DEVICE).to(dtype).view(1, 3, 1, 1).expand(2, 3, 37, 41).contiguous()
     _, weight, bias, _ = tensors_of(x.shape, dtype)
     for value in (x, x.contiguous(memory_format=LAST)):
         out = torch.empty_like(value)
         norm.launch_fused(value, weight, bias, None, False, norm.EPS, out)
         assert torch.equal(out, bias.view(1, 3, 1, 1).expand_as(out))
+
+
+@each_dtype
+def test_a_block_that_is_left_alone_measures_the_whole_plane(dtype):
+    """Nothing promises that the blocks of a plane run at the same time; each of them alone writes the same bits."""
+    x, weight, bias, residual = (value.cpu() for value in tensors_of((1, 2, 35, 37), dtype))
+    size, length, pieces = 35 * 37, 512, 3
+    kernel = compile_cuda("instance_norm.cu", arch="sm_80").kernel(f"instance_norm_{str(dtype).removeprefix('torch.')}")
+
+    def run(blocks):
+        out, slots = torch.full_like(x, torch.nan), torch.zeros(3 * 2 * pieces, dtype=torch.int64)
+        args = (x, weight, bias, residual, out, slots, 2, size, length, pieces, norm.EPS, 1, 7, 3)
+        kernel.emulate(2 * pieces, 32, args, blocks=blocks)
+        return out.view(2, size)
+
+    together = run(range(2 * pieces))
+    hold(together.view(x.shape), x, weight, bias, residual, True)
+    for block in range(2 * pieces):
+        plane, begin = block // pieces, block % pieces * length
+        alone = run([block])
+        written = slice(begin, begin + length)
+        assert torch.equal(alone[plane, written], together[plane, written])
+        assert alone.isnan().sum() == 2 * size - len(alone[plane, written])
 
 
 @settings(max_examples=30, deadline=None)
@@ -140,10 +178,10 @@ def test_a_constant_plane_gives_exactly_the_bias(dtype, in_pieces):
     dtype=st.sampled_from(norm.DTYPES),
     present=st.tuples(*[st.booleans()] * 4),
     last=st.booleans(),
-    pieces=st.booleans(),
+    way=st.sampled_from(["whole", "held", "swept"]),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, pieces, seed):
+def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, way, seed):
     """Every array has its own distance from a multiple of 16 bytes, and lies between margins of NaN."""
     *given, relu = present
     x, *more = tensors_of(shape, dtype, seed)
@@ -157,9 +195,8 @@ def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, pieces
             view.copy_(value.reshape(-1))
     views = [view.view(laid[0].shape) for view in inner]
     with pytest.MonkeyPatch.context() as patch:
-        if pieces:
-            patch.setattr(norm, "SMALL_PLANE_BYTES", 0)
-            patch.setattr(norm, "multiprocessors", lambda device: 500)
+        if way != "whole":
+            cut(patch, way)
         run = norm._launch_pixels if last else norm._launch_planes
         run(views[0], weight, bias, None if residual is None else views[1], views[2], norm.EPS, relu)
     got = views[2].permute(0, 3, 1, 2) if last else views[2]
@@ -176,10 +213,12 @@ def test_it_compiles_for_each_card_without_flushing_denormals_or_spilling(arch):
     for name in module.kernels:
         resources = module.kernel(name).resources
         assert resources.local == 0, name
-        wide, resident = (256, norm.APPLIED_RESIDENT) if "nhwc_apply" in name else (256, norm.MEASURED_RESIDENT)
-        if "nhwc" not in name:
-            wide, resident = (512, norm.PIECES_RESIDENT)
-        assert resources.occupancy(wide).blocks >= resident, name
+        threads, resident = norm.THREADS, norm.HELD_RESIDENT
+        if "nhwc" in name:
+            resident = norm.APPLIED_RESIDENT if "apply" in name else norm.MEASURED_RESIDENT
+        elif "statistics" in name or "apply" in name:
+            threads, resident = norm.SWEEP_THREADS, norm.SWEEP_RESIDENT
+        assert resources.occupancy(threads).blocks >= resident, name
     bodies = module.ptx.split(".entry ")[1:]
     assert all("ld.global.nc.v4" in body or "ld.global.v4" in body for body in bodies)
 
@@ -190,7 +229,8 @@ def test_every_cards_code_runs_in_the_emulator(arch, dtype):
     kernel = compile_cuda("instance_norm.cu", arch=arch).kernel(f"instance_norm_{str(dtype).removeprefix('torch.')}")
     x, weight, bias, residual = (value.cpu() for value in tensors_of((2, 3, 11, 13), dtype))
     out = torch.full_like(x, torch.nan)
-    kernel.emulate(6, 64, (x, weight, bias, residual, out, 3, 143, norm.EPS, 1))
+    slots = torch.zeros(3 * 6 * 2, dtype=torch.int64)
+    kernel.emulate(12, 64, (x, weight, bias, residual, out, slots, 3, 143, 96, 2, norm.EPS, 1, 1, 100))
     hold(out, x, weight, bias, residual, True)
 
 
@@ -199,16 +239,13 @@ def test_every_cards_code_runs_in_the_emulator(arch, dtype):
 
 
 @pytest.mark.parametrize(
-    ("planes", "side", "itemsize", "pieces"),
-    [(32, 1024, 4, 8), (64, 512, 4, 4), (128, 256, 4, 1), (1024, 128, 2, 1), (1024, 256, 2, 1), (3, 64, 4, 1)],
+    ("side", "itemsize", "pieces"), [(1024, 4, 64), (512, 4, 16), (256, 4, 4), (128, 4, 1), (256, 2, 2), (16, 2, 1)]
 )
-def test_planes_stay_whole_where_they_fill_the_card(planes, side, itemsize, pieces):
-    threads, length, got = norm.pieces_of_planes(planes, side * side, itemsize, 132)
+def test_a_block_holds_64_kb(side, itemsize, pieces):
+    threads, length, got = norm.pieces_to_hold(side * side, itemsize)
     assert got == pieces
-    assert pieces == 1 or 0.9 * 132 * norm.PIECES_RESIDENT <= planes * pieces <= 132 * norm.PIECES_RESIDENT
-    assert (pieces - 1) * length < side * side <= pieces * length
-    assert 32 <= threads <= norm.MAX_THREADS
-    assert threads % 32 == 0
+    assert length * itemsize <= norm.PIECE_BYTES == 1 << 16
+    assert threads == norm.THREADS or pieces == 1
 
 
 @settings(max_examples=200)
@@ -220,13 +257,17 @@ def test_planes_stay_whole_where_they_fill_the_card(planes, side, itemsize, piec
     processors=st.integers(1, 200),
 )
 def test_pieces_cover_every_plane(outer, channels, size, wide, processors):
-    threads, length, pieces = norm.pieces_of_planes(outer, size, 4 if wide else 2, processors)
+    threads, length, pieces = norm.pieces_to_hold(size, 4 if wide else 2)
     assert (pieces - 1) * length < size <= pieces * length
+    assert length * (4 if wide else 2) <= norm.PIECE_BYTES
     assert threads & (threads - 1) == 0
+    assert 32 <= threads <= norm.THREADS
+    length, pieces = norm.pieces_to_sweep(outer, size, 4 if wide else 2, 2 * processors)
+    assert (pieces - 1) * length < size <= pieces * length
     lanes = (4 if wide else 8) if channels % 8 == 0 else 1
     tiles, length, pieces = norm.pieces_of_pixels(outer, channels, size, lanes, 2 * processors)
     assert (pieces - 1) * length < size <= pieces * length
-    assert tiles * norm.PIXEL_THREADS >= channels > (tiles - 1) * (norm.PIXEL_THREADS - lanes)
+    assert tiles * norm.THREADS >= channels > (tiles - 1) * (norm.THREADS - lanes)
 
 
 def test_the_cost_is_each_tensor_once():

@@ -2,7 +2,7 @@
 
 Contents
     Plan            how a kernel is launched: PLANS for those that `guessed` cannot guess
-    sources         CUDA text: the cells and strings of the notebooks, their solutions, cuda/*.cu, device_probes.cu
+    sources         CUDA text: the cells and strings of the notebooks, their solutions, cuda/*.cu, the probes
     hostile         data that find what random numbers hide
     Buffers         the arguments of one launch, between margins, to be copied to each device
     difference      two results, bit for bit
@@ -13,9 +13,10 @@ Contents
     python tools/compare_devices.py --dry-run         # no GPU: the emulator alone, from the code of three architectures
 
 The emulator executes the PTX that the GPU's code was made from. An exact kernel must give the same bits, all NaN being
-alike; of an approximate one (`within`) the largest difference is shown and held to a bound. Margins around the arrays
-are compared as well, so that a write outside is a difference. A kernel that faults in the emulator is not run on the
-GPU, where it could end the process for all others.
+alike; of an approximate one (`within`) the largest difference is shown and held to a bound. What the manual promises of
+approximate instructions is held against float64, on the GPU and in the emulator (`approximations`). Margins around the
+arrays are compared as well, so that a write outside is a difference. A kernel that faults in the emulator is not run on
+the GPU, where it could end the process for all others.
 Exits with 1 where a kernel differs, fails or has no plan, with 2 without a GPU.
 """
 
@@ -32,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from address import ROOT
+from approximations import APPROXIMATIONS, Approximation, errors
 from IPython.core.magic_arguments import parse_argstring
 from tqdm import tqdm
 
@@ -42,6 +44,8 @@ from styleforge_lib.runtime import gpu
 from styleforge_lib.runtime.kernel import Kernel, compile_cuda
 
 PROBES = ROOT / "tools" / "device_probes.cu"
+FURTHER_PROBES = ROOT / "tools" / "further_probes.cu"
+APPROXIMATE_PROBES = ROOT / "tools" / "approximate_probes.cu"
 HOPPER_PROBES = ROOT / "tools" / "hopper_probes.cu"
 ARCHITECTURES = ("sm_80", "sm_75", "sm_90")  # of a dry run; the first is the yardstick
 BLOCK = 256
@@ -62,14 +66,15 @@ class Plan:
     each array, how many times n elements it has; left out, once. lengths: for each array, its length whatever n is.
     data: for each input, how it is filled; left out, with hostile data. start: for each array that the kernel reads and
     writes, the number that it starts with. numbers: the scalars besides n. offsets: how many elements past an aligned
-    address the arrays begin. within: None for an exact kernel, else |difference| / max(1, |value|) at most. why: what a
-    reader should know.
+    address the arrays begin. within: None for an exact kernel, else |difference| / max(1, |value|) at most. promise:
+    what the result is held against instead, each device by itself. why: what a reader should know.
     """
 
     sizes: tuple[int, ...] = SIZES
     grid: Callable[[int], object] = lambda n: -(-n // BLOCK)
     block: object = BLOCK
     shared_bytes: int = 0
+    cooperative: bool = False
     rows: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     data: dict[str, Fill] = field(default_factory=dict)
@@ -77,6 +82,7 @@ class Plan:
     numbers: dict[str, float] = field(default_factory=dict)
     offsets: tuple[int, ...] = (0,)
     within: float | None = None
+    promise: Approximation | None = None
     why: str = ""
 
 
@@ -103,6 +109,14 @@ def whole_numbers(low: int, high: int) -> Fill:
 def approximate(low: float, high: float, within: float = 2.0**-20) -> Plan:
     """Plan a probe of a function whose last bits are the hardware's own."""
     return Plan(sizes=(4099,), data={"x": between(low, high)}, within=within)
+
+
+def promises() -> Iterator[tuple[str, Plan]]:
+    """Yield the plans of tools/approximate_probes.cu."""
+    types = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64, "float32": torch.float32}
+    for name, promise in APPROXIMATIONS.items():
+        x = promise.inputs(next(dtype for word, dtype in types.items() if f"_{word}" in name))
+        yield name, Plan(sizes=(len(x),), data={"x": lambda shape, generator, dtype, x=x: x}, promise=promise)
 
 
 def instance_norm() -> Iterator[tuple[str, Plan]]:
@@ -142,6 +156,7 @@ def hopper(rows: int, block: int = 128) -> Plan:
 SMALL = {"a": whole_numbers(-9, 9)}
 PLANS = {
     **dict(instance_norm()),
+    **dict(promises()),
     # The lessons
     "relu_unguarded": Plan(sizes=WHOLE, why="no guard: right in whole blocks only"),
     "relu_vector": Plan(why="aligned arrays only, as its launcher sees to"),
@@ -212,6 +227,34 @@ PLANS = {
     "mbarrier_counts": hopper(8),
     "bulk_pipeline": hopper(1),
     "bulk_stores": hopper(4),
+    # Further probes
+    "eight_bits": Plan(rows={"out": 4}),
+    "eight_bits_of_halves": Plan(sizes=(65536,), rows={"out": 2}),
+    "bfloat16_rounding": Plan(rows={"out": 5}),
+    "bfloat16_of_integers": Plan(rows={"out": 7}),
+    "packed_pairs": Plan(rows={"out": 10}),
+    "permutations": Plan(rows={"out": 8}),
+    "flushed_arithmetic": Plan(rows={"out": 13}),
+    "divisors_of_any_size": Plan(rows={"out": 2}),
+    "atomics_found": Plan(rows={"out": 13}, start={"out": 5}),
+    "atomics_found_wide": Plan(rows={"out": 10}, start={"out": 5}),
+    "atomics_narrow": Plan(rows={"out": 3}, start={"out": 7}),
+    "atomics_halves": Plan(
+        lengths=dict.fromkeys(("h", "pairs", "b", "brains"), 512),
+        start=dict.fromkeys(("h", "pairs", "b", "brains"), 0),
+    ),
+    "atomics_subnormal": Plan(rows={"out": 2}, start={"out": 1e-39, "wide": 1e-310}),
+    "atomics_vectors": Plan(lengths={"fours": 64, "twos": 32}, start={"fours": 0, "twos": 0}),
+    "atomics_of_scopes": Plan(lengths={"out": 12}, start={"out": 0}),
+    "group_masks": Plan(sizes=WHOLE, rows={"out": 6}, data=SMALL),
+    "recursion": Plan(),
+    "recursive_sort": Plan(rows={"out": 8}),
+    "pointers_to_functions": Plan(),
+    "virtual_functions": Plan(),
+    "switch_of_many_cases": Plan(),
+    "tiles": Plan(sizes=WHOLE, rows={"out": 7}),
+    "coalesced": Plan(sizes=WHOLE, rows={"out": 3}),
+    "grid_sync": Plan(rows={"out": 3}, grid=lambda n: min(-(-n // BLOCK), 16), cooperative=True),
     # Approximate functions, and the range of each in which no result overflows
     "approximate_expf": approximate(-100, 80),
     "approximate_fast_expf": approximate(-80, 8),
@@ -277,7 +320,7 @@ def sources() -> list[Source]:
     found = [source for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for source in of_notebook(path)]
     kernels = [path for path in sorted((ROOT / "cuda").glob("*.cu")) if path.stem not in ELSEWHERE]
     found += [Source(f"cuda/{path.name}", path, any_alignment=True) for path in kernels]
-    found.append(Source(f"tools/{PROBES.name}", PROBES))
+    found += [Source(f"tools/{path.name}", path) for path in (PROBES, FURTHER_PROBES, APPROXIMATE_PROBES)]
     return [*found, Source(f"tools/{HOPPER_PROBES.name}", HOPPER_PROBES, arch="sm_90a")]
 
 
@@ -382,7 +425,8 @@ class Buffers:
         """Copy the arrays to a device, launch there, and return what they then hold, margins and all."""
         held = {name: whole.clone().to(device) for name, whole in self.whole.items()}
         args = tuple(held[name][self.part[name]] if name in held else self._numbers[name] for name in self._order)
-        launch(self._plan.grid(self._n), self._plan.block, args, shared_bytes=self._plan.shared_bytes)
+        options = {"shared_bytes": self._plan.shared_bytes, "cooperative": self._plan.cooperative}
+        launch(self._plan.grid(self._n), self._plan.block, args, **options)
         if device != "cpu":
             torch.cuda.synchronize()
         return {name: whole.cpu() for name, whole in held.items()}
@@ -421,13 +465,20 @@ def too_far(a: torch.Tensor, b: torch.Tensor, within: float) -> np.ndarray:
 
 @dataclass
 class Row:
-    """The outcome of one kernel: elements compared, how many differ, the largest difference in ulp, the verdict."""
+    """The outcome of one kernel: elements compared, how many differ, the largest difference in ulp, the verdict.
+
+    Of an approximate instruction also what is promised of it, and the largest error against float64, on the GPU (in a
+    dry run: of the code for another architecture) and in the emulator, as a multiple of that.
+    """
 
     kernel: str
     source: str
     elements: int = 0
     differing: int = 0
     largest_ulp: float = 0.0
+    promised: str = ""
+    largest_error: float = 0.0
+    emulator_error: float = 0.0
     verdict: str = "same"
     said: str = ""
     seconds: float = 0.0
@@ -445,11 +496,26 @@ class Row:
             self.differing += int(differs.sum())
             self.largest_ulp = max(self.largest_ulp, float(ulp.max(initial=0)))
             wrong = differs if plan.within is None else too_far(a, other[name], plan.within)
+            if plan.promise is not None:
+                wrong = self._hold_promise(plan.promise, buffers, name, a, other[name])
             if differs.any() and self.passed:
                 self.verdict = "close"
             if wrong.any():
                 self.verdict = "DIFFERENT"
                 self.said += self._examples(buffers, n, name, wrong, a, other[name], who)
+
+    def _hold_promise(self, promise: Approximation, buffers: "Buffers", name: str, a, b) -> np.ndarray:
+        """Note how far two devices are from the exact values; return where either breaks the promise."""
+        if name != "out":
+            return difference(a, b)[0]
+        self.promised = f"{promise.instruction}: {promise.kind} {promise.promised:.4g}"
+        x, part = buffers.whole["x"][buffers.part["x"]], buffers.part["out"]
+        mine, others = (errors(promise, x, whole[part]) for whole in (a, b))
+        self.emulator_error = max(self.emulator_error, float(mine.max()))
+        self.largest_error = max(self.largest_error, float(others.max()))
+        wrong = np.zeros(len(a), bool)
+        wrong[part] = np.maximum(mine, others) > 1
+        return wrong
 
     def _examples(self, buffers: Buffers, n: int, name: str, wrong: np.ndarray, a, b, who: str) -> str:
         start = buffers.part[name].start
@@ -527,6 +593,9 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         figures = f"{row.elements:9} {row.differing:9} {row.largest_ulp:8.3g}"
         lines.append(f"{row.kernel:26} {figures}  {row.verdict:10} {row.source}")
+        if row.promised:
+            figures = f"{row.largest_error:.3f} of it here, {row.emulator_error:.3f} in the emulator"
+            lines.append(f"    promised {row.promised}; the largest error is {figures}")
         if row.said:
             lines.append(f"    {row.said}")
     return "\n".join(lines)

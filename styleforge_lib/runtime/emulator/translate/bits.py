@@ -227,8 +227,7 @@ def _prmt(e, ins, m):
     a, b = (e.use(value, "u32") for value in ins.operands[1:3])
     selector = ins.operands[3]
     if mode:
-        table = e.code.constant(_PERMUTATIONS[mode])
-        e.set_expression(ins.operands[0], f"permuted({a}, {b}, {table}[{e.use(selector, 'u32')} & 3])", "u32")
+        e.set_expression(ins.operands[0], f"permuted_by_mode({a}, {b}, {e.use(selector, 'u32')}, {mode!r})", "u32")
     elif hasattr(selector, "value"):
         e.set_expression(ins.operands[0], _fixed_permutation(e, a, b, selector.value), "u32")
     else:
@@ -244,6 +243,12 @@ _PERMUTATIONS = {
     "ecr": np.array([0x0000, 0x1110, 0x2210, 0x3210], np.uint32),
     "rc16": np.array([0x1010, 0x3232, 0x1010, 0x3232], np.uint32),
 }
+
+
+@helper
+def permuted_by_mode(a, b, selector, mode):
+    """Four bytes picked as a mode of prmt says, by the selector's two low bits."""
+    return permuted(a, b, _PERMUTATIONS[mode][selector & np.uint32(3)])
 
 
 def _fixed_permutation(e, a: str, b: str, selector: int) -> str:

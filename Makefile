@@ -36,9 +36,10 @@ format: $(VENV)/.test ## repair what lint finds
 bench: $(VENV)/.test ## on a GPU: measure the peers and append to records/
 	$(BIN)/python tools/bench.py $(ARGS)
 
-gpu: $(VENV)/.test ## on a GPU: every trap of launching, and every kernel against the emulator
+gpu: $(VENV)/.test ## on a GPU: every trap of launching, every kernel and every verdict against the emulator
 	$(BIN)/python tools/check_gpu.py --json records/check_gpu.json
 	$(BIN)/python tools/compare_devices.py --json records/compare_devices.json
+	$(BIN)/python tools/check_verdicts.py
 
 ncu: $(VENV)/.test ## on a GPU with Nsight Compute: the x-ray's counts against the profiler's
 	$(BIN)/python tools/compare_ncu.py

@@ -5,6 +5,7 @@ The names are imported here at once, not when asked for, because a module and it
 """
 
 from styleforge_lib.lab.bench import Candidate, bench, errors, graphed, recorded_table
+from styleforge_lib.lab.budget import Budget
 from styleforge_lib.lab.check import Verdict, check
 from styleforge_lib.lab.compare import compare
 from styleforge_lib.lab.figures import (
@@ -32,6 +33,7 @@ from styleforge_lib.lab.words import say, tabulate, verdict
 from styleforge_lib.lab.xray import XRay, xray
 
 __all__ = [
+    "Budget",
     "Candidate",
     "Machine",
     "Point",

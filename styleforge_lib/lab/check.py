@@ -6,6 +6,7 @@ Contents
     Guarded             a tensor between guard zones
     _run, _hold         one case: launched twice on the same data, nothing else touched
     _judge              one output against the float64 reference
+    _afford             what the kernels spent, against a budget
 
 What counts as right. The reference is computed in float64 from the inputs as rounded to the dtype. An element may be
 off by twice PyTorch's own error there, in the same dtype on the CPU, plus half an ulp of the dtype, which any kernel
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from styleforge_lib.lab.budget import Budget, spending
 from styleforge_lib.lab.words import verdict
 from styleforge_lib.ops import Case, Operator, find_operator
 from styleforge_lib.runtime.emulator import EmulatorFault
@@ -74,6 +76,7 @@ def check(
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
     title: str | None = None,
+    budget: Budget | None = None,
 ) -> Verdict:
     """Hold `launcher` against the operator's hostile cases, print one line, and return a Verdict.
 
@@ -81,7 +84,7 @@ def check(
     tensors and writes into the outputs, which are allocated and filled with NaN: `launcher(x, out)` for relu,
     `launcher(a, b, out)` for residual_add. The tensors are on the GPU where `compile_cuda` launches there, else on the
     CPU. dtype: of the floating inputs. seed: left out, the data are new each time. title: what the line calls it, the
-    operator's name if left out.
+    operator's name if left out. budget: what the kernels may spend, counted on the emulator; left out, anything.
 
     The first case that is wrong ends the check. A fault that the emulator finds is a wrong case; an error of the
     launcher's own Python is raised as it is. The line of a kernel that passes is always the same.
@@ -97,7 +100,7 @@ def check(
     for case in tqdm(operator.cases, desc=f"check {operator.name}", delay=2, leave=False, file=sys.stderr):
         values = case.make(generator, dtype)
         try:
-            exact &= _hold(operator, launcher, case, values, case.make(generator, dtype), device)
+            exact &= _hold(operator, launcher, case, values, case.make(generator, dtype), device, budget)
         except _WrongError as error:
             repeat = "" if given else f" (seed={seed} repeats this)"
             wrong = f"{error.head} in case '{case.name} {_size(values)}'{error.tail}{repeat}"
@@ -107,6 +110,7 @@ def check(
     praise = f"{right} case{'s' * (right != 1)} right, " + (
         "to the last bit" if exact else "within twice PyTorch's own error"
     )
+    praise += ", within budget" if budget else ""
     verdict(not wrong, title, praise=praise, hint=wrong)
     return Verdict(not wrong, wrong or praise, right, seed)
 
@@ -186,7 +190,15 @@ class Guarded:
         return torch.unique((now != then).nonzero().flatten().cpu() // self.tensor.dtype.itemsize)
 
 
-def _hold(operator: Operator, launcher: Callable, case: Case, values: tuple, fresh: tuple, device: str) -> bool:
+def _hold(
+    operator: Operator,
+    launcher: Callable,
+    case: Case,
+    values: tuple,
+    fresh: tuple,
+    device: str,
+    budget: Budget | None,
+) -> bool:
     """Raise _WrongError unless the launcher gets this case right; return whether it does to the last bit.
 
     fresh: other values of the same case, for the same memory.
@@ -206,6 +218,8 @@ def _hold(operator: Operator, launcher: Callable, case: Case, values: tuple, fre
     for out, answer in zip(outputs, answers, strict=True):
         exact &= _judge(operator, out, *answer)
     first = [out.tensor.clone() for out in outputs]
+    if budget is not None:
+        _afford(budget, launcher, inputs, outputs)
     for _ in range(LAUNCHES[device] - 1):
         _run(launcher, inputs, outputs)
         _same_bits(outputs, first)
@@ -222,6 +236,13 @@ def _hold(operator: Operator, launcher: Callable, case: Case, values: tuple, fre
                 raise _WrongError("it gave its earlier answer to fresh data", error.tail) from None
             raise
     return exact
+
+
+def _afford(budget: Budget, launcher: Callable, inputs: list, outputs: list[Guarded]) -> None:
+    """Raise _WrongError if a call of the launcher spends more than the budget allows."""
+    spent = spending(lambda: _run(launcher, inputs, outputs), [out.tensor for out in outputs])
+    if words := budget.overspent(spent):
+        raise _WrongError("over budget", f": {words}")
 
 
 def _answers(operator: Operator, values: tuple) -> list[tuple[torch.Tensor, torch.Tensor]]:

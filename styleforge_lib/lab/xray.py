@@ -65,9 +65,9 @@ def xray(
     kernel = kernel.only if hasattr(kernel, "only") else kernel
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a Kernel, or a Module with one, not {type(kernel).__name__}")
-    grid3, block3 = _three(grid), _three(block)
+    grid3, block3 = three_sizes(grid), three_sizes(block)
     total = grid3[0] * grid3[1] * grid3[2]
-    copies = _copies(kernel, args)
+    copies = copied_arguments(kernel, args)
     if blocks is None:
         waits = any(step.polls for step in kernel.module.program.plan(kernel.entry).blocks)
         chosen = range(total) if waits or cooperative else sample_blocks(grid3, block3[0] * block3[1] * block3[2])
@@ -221,7 +221,7 @@ class XRay:
         return {"text/html": as_html(self), "text/plain": as_text(self)}
 
 
-def _three(sizes) -> Index3:
+def three_sizes(sizes) -> Index3:
     """Return up to three sizes as three; what is wrong with them is said by the launch itself."""
     try:
         given = tuple(operator.index(size) for size in (sizes if isinstance(sizes, (tuple, list)) else (sizes,)))
@@ -249,7 +249,7 @@ def _index(number: int, grid: Index3) -> Index3:
     return number % grid[0], number // grid[0] % grid[1], number // (grid[0] * grid[1])
 
 
-def _copies(kernel: Kernel, args) -> list:
+def copied_arguments(kernel: Kernel, args) -> list:
     """Return the arguments with every array copied into NumPy memory, after the checks of a launch.
 
     Arrays that overlap are laid into one piece of memory as they were, and each keeps its alignment: an in-place kernel

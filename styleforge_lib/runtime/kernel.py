@@ -5,13 +5,15 @@ Contents
     Module              what was compiled; `module.kernel(name)`, and with one kernel the module is called itself
     Kernel              `kernel(grid, block, args, *, shared_bytes=0, cooperative=False)`, checked before anything runs
     chosen_device       the GPU where there is one, else the emulator
+    watching            is told of each launch
 """
 
+import contextlib
 import functools
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,19 @@ def compile_cuda(
         text, arch=arch, name=name or "kernel.cu", defines=defines, options=options, include=include
     )
     return Module(text, compiled, device)
+
+
+_watchers: list[Callable[..., None]] = []
+
+
+@contextlib.contextmanager
+def watching(watcher: Callable[..., None]) -> Iterator[None]:
+    """Call `watcher(kernel, grid, block, args, shared_bytes=..., cooperative=...)` before each launch of a kernel."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 def _find(path: Path) -> Path:
@@ -173,6 +188,8 @@ class Kernel:
 
     def __call__(self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False) -> None:
         """Launch: see the class."""
+        for watcher in _watchers:
+            watcher(self, grid, block, args, shared_bytes=shared_bytes, cooperative=cooperative)
         if cooperative:
             self._launch_together(grid, block, args, shared_bytes)
         else:

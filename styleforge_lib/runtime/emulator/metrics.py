@@ -58,6 +58,8 @@ class LineMetrics:
     """Warps that came to a branch (or a predicate) on this line ..."""
     parted: int = 0
     """... and those of them whose lanes went both ways."""
+    barriers: int = 0
+    """Warps that came to a barrier of their block."""
     global_requests: int = 0
     sectors: int = 0
     ideal_sectors: int = 0
@@ -105,6 +107,7 @@ class LineMetrics:
         self.lanes += other.lanes
         self.branches += other.branches
         self.parted += other.parted
+        self.barriers += other.barriers
         for precision, count in other.flops.items():
             self.flops[precision] = self.flops.get(precision, 0) + count
         for (space, verb), requests in other.accesses.items():
@@ -238,6 +241,8 @@ class Trace:
                 line.lanes += lanes
                 if (found := flops(item)) is not None:
                     line.flops[found[0]] = line.flops.get(found[0], 0) + round(found[1] * lanes)
+            if block.kind == "barrier" and "warp" not in block.last.modifiers:
+                result[plan.line_of(block.last.place)].barriers += warps
             if block.kind == "branch":
                 line = result.setdefault(plan.line_of(block.last.place), LineMetrics())
                 line.branches += warps

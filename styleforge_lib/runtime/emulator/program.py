@@ -28,7 +28,7 @@ MAX_THREADS = 1024
 RESERVED_SHARED = 1024  # bytes at the beginning of shared memory that the system keeps, as on a GPU
 MEMORY_PER_BATCH = 1 << 28  # bytes of shared and local memory
 SHADOW_BYTES = 32  # what the race detector remembers of a byte
-TRACED_LANES_PER_BATCH = 8192  # shadow memory is several times the size of what it shadows
+TRACED_LANES_PER_BATCH = 32768  # shadow memory is several times the size of what it shadows
 # What a loop that waits for another thread does in every turn.
 _POLLING = {"ld": ("volatile", "relaxed", "acquire", "mmio"), "atom": ("cas", "exch")}
 

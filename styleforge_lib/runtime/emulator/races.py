@@ -17,46 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .alike import AlikeBlocks
 from .faults import Race
 from .memory import Located, Memory, Site, _triple
+from .shadows import EPOCH, NOBODY, SITE_MASK, WARP_EPOCH, WARP_MASK, Shadow, packed
 from .shared_globals import Placement, Publications, is_strong, written_arrays
 
-_NOBODY = -1
-_WARP_EPOCH, _EPOCH = 20, 40  # where the epochs begin in a packed record; the site is below
-_SITE_MASK, _WARP_MASK = (1 << 20) - 1, (1 << 20) - 1
 _VERBS = {
     "read after write": ("reads", "wrote"),
     "write after read": ("writes", "read"),
     "write after write": ("writes", "wrote"),
 }
-
-
-class _Actor:
-    """One remembered access per granule: the thread, and its site and epochs packed into one number.
-
-    In global memory also how many fences the thread's block had executed. Zeros mean nobody, because memory of zeros
-    costs nothing until it is touched, and an array may be large where few blocks are looked at.
-    """
-
-    __slots__ = ("fences", "next", "record")
-
-    def __init__(self, size: int, space: str):
-        self.next = np.zeros(size, np.int64)  # the thread's number plus one
-        self.record = np.zeros(size, np.int64)
-        self.fences = np.zeros(size, np.int32) if space == "global" else None
-
-    def thread(self, where) -> np.ndarray:
-        return self.next[where] - 1
-
-    def put(self, where, thread, record, fences) -> None:
-        self.next[where] = thread + 1
-        self.record[where] = record
-        if fences is not None:
-            self.fences[where] = fences
-
-
-def _packed(site: int, epoch: np.ndarray, warp_epoch: np.ndarray) -> np.ndarray:
-    return (epoch.astype(np.int64) << _EPOCH) | (warp_epoch.astype(np.int64) << _WARP_EPOCH) | site
 
 
 class _Writes(NamedTuple):
@@ -78,23 +49,6 @@ def _same_as_memory(at: Located, writes: _Writes) -> np.ndarray:
     return data[np.minimum((place - left_out) // width, data.size - 1)] == value
 
 
-def _put_some(actor: _Actor, chosen, where, thread, record, fences) -> None:
-    """Remember the chosen lanes."""
-    if chosen.all():
-        actor.put(where, thread, record, fences)
-    elif chosen.any():
-        actor.put(where[chosen], thread[chosen], record[chosen], None if fences is None else fences[chosen])
-
-
-class _Shadow:
-    """What is remembered of one variable."""
-
-    def __init__(self, size: int, space: str):
-        self.writer = _Actor(size, space)
-        self.atomic = np.zeros(size, bool)
-        self.readers = [_Actor(size, space) for _ in range(3)]
-
-
 class RaceDetector:
     """The shadow memory of one launch; shared memory's is renewed with every batch."""
 
@@ -108,12 +62,13 @@ class RaceDetector:
         }
         self.strong = np.array([is_strong(site) for site in plan.code.sites] or [False])
         self.batch = None
-        self.shared: dict[int, _Shadow] = {}
+        self.shared: dict[int, Shadow] = {}
         self.written: dict[int, np.ndarray] = {}
+        self.alike: AlikeBlocks | None = None
         self.placement = Placement(launch.regions)
         watched = written_arrays(plan, launch) & self.placement.of.keys()
         self.watched = {self.placement.of[base][0] for base in watched}
-        self.globals: dict[int, _Shadow] = {}
+        self.globals: dict[int, Shadow] = {}
         self.publications = Publications(launch.grid[0] * launch.grid[1] * launch.grid[2])
         self.epoch = np.zeros(0, np.int32)
         self.warp_epoch = np.zeros((0, 0), np.int32)
@@ -127,6 +82,7 @@ class RaceDetector:
             return
         self.batch = batch
         self.shared, self.written = {}, {}
+        self.alike = AlikeBlocks(self, self.granules["shared"])
         blocks = batch.universe.blocks
         self.epoch = np.zeros(blocks, np.int32)
         self.warp_epoch = np.zeros((-(-self.threads // 32), blocks), np.int32)
@@ -152,13 +108,15 @@ class RaceDetector:
         """Judge one memory instruction against what is remembered, then remember it."""
         space = at.region.space
         lanes = at.lanes
+        if space == "shared":
+            self.batch.copies.check(at, delta, site)
+            self.batch.observations.check(at, delta, site)
+            if self.alike.passes(at, delta, site, values):
+                return
         if space in ("shared", "local"):
             self._unwritten(memory, at, delta, site)
         if space not in ("shared", "global"):
             return
-        if space == "shared":
-            self.batch.copies.check(at, delta, site)
-            self.batch.observations.check(at, delta, site)
         thread = lanes.expand(lanes.thread).reshape(-1)
         block = lanes.expand(lanes.block).reshape(-1)
         offset = np.broadcast_to(np.asarray(at.offset + delta), lanes.shape).reshape(-1)
@@ -184,11 +142,12 @@ class RaceDetector:
         """Note a fence for the whole GPU."""
         self.publications.fence(self.batch.block_numbers[lanes.block.reshape(-1)])
 
-    def _shared_shadow(self, region) -> _Shadow:
+    def _shared_shadow(self, region) -> Shadow:
+        self.alike.give_up(region)
         shadow = self.shared.get(id(region))
         if shadow is None:
             size = -(-region.size // self.granules["shared"]) * region.owners
-            shadow = self.shared[id(region)] = _Shadow(size, "shared")
+            shadow = self.shared[id(region)] = Shadow(size, "shared")
         return shadow
 
     def asynchronous(self, region, words: np.ndarray, thread, block, site: Site) -> None:
@@ -208,12 +167,13 @@ class RaceDetector:
 
     def written_words(self, region) -> np.ndarray:
         """Return which words of a shared or local variable have been written."""
+        self.alike.give_up(region)
         found = self.written.get(id(region))
         if found is None:
             found = self.written[id(region)] = np.zeros(region.words.size, bool)
         return found
 
-    def _global_shadow(self, at: Located) -> tuple[_Shadow | None, int]:
+    def _global_shadow(self, at: Located) -> tuple[Shadow | None, int]:
         """Return the shadow of the piece of memory that an array lies in, and where in it the array begins."""
         number, start = self.placement.of[at.region.base]
         if number not in self.watched:
@@ -221,14 +181,16 @@ class RaceDetector:
         shadow = self.globals.get(number)
         if shadow is None:
             size = self.placement.sizes[number] // self.granules["global"] + 1
-            shadow = self.globals[number] = _Shadow(size, "global")
+            shadow = self.globals[number] = Shadow(size, "global")
         return shadow, start
 
     def arrived(self, at: Located, thread, block, site: Site) -> None:
         """Note that an asynchronous copy into shared memory has arrived for the threads that issued it."""
-        shadow, granule = self.shared[id(at.region)], self.granules["shared"]
+        if self.alike.arrived(at, site):
+            return
+        shadow, granule = self._shared_shadow(at.region), self.granules["shared"]
         offset = at.lanes.expand(at.offset).reshape(-1)
-        record = _packed(site.number, self.epoch[block], self.warp_epoch[thread >> 5, block])
+        record = packed(site.number, self.epoch[block], self.warp_epoch[thread >> 5, block])
         for step in range(site.width // granule):
             shadow.writer.put((offset + step * granule) // granule * at.region.owners + block, thread, record, None)
 
@@ -242,7 +204,7 @@ class RaceDetector:
         return np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
 
     def _judge(
-        self, shadow: _Shadow, where, thread, block, space: str, at, site: Site, offset, value, remembered: bool = True
+        self, shadow: Shadow, where, thread, block, space: str, at, site: Site, offset, value, remembered: bool = True
     ) -> None:
         writes, atomic, everywhere = site.verb != "load", site.verb == "atomic", space == "global"
         grid_block = self.batch.block_numbers[block] if everywhere else None
@@ -255,22 +217,22 @@ class RaceDetector:
             del actors[1:]  # a loop around atomicCAS looks before it writes
         for kind, actor in actors:
             record = actor.record[where]
-            if not everywhere and not (record >> _EPOCH >= epoch).any():
+            if not everywhere and not (record >> EPOCH >= epoch).any():
                 continue  # the usual case: a barrier lies between
             other = actor.thread(where)
-            bad = (other != _NOBODY) & (other != number)
+            bad = (other != NOBODY) & (other != number)
             if not bad.any():
                 continue
             other_block, other_thread = divmod(other, self.threads) if everywhere else (None, other)
             same_block = other_block == grid_block if everywhere else np.ones(bad.shape, bool)
-            ordered = same_block & (record >> _EPOCH < epoch)
+            ordered = same_block & (record >> EPOCH < epoch)
             ordered |= (
-                same_block & (other_thread >> 5 == thread >> 5) & ((record >> _WARP_EPOCH) & _WARP_MASK < warp_epoch)
+                same_block & (other_thread >> 5 == thread >> 5) & ((record >> WARP_EPOCH) & WARP_MASK < warp_epoch)
             )
             if everywhere:
                 ordered |= ~same_block & (
                     self.strong[site.number]
-                    | self.strong[record & _SITE_MASK]
+                    | self.strong[record & SITE_MASK]
                     | self.publications.ordered(other_block, actor.fences[where], grid_block)
                 )
             bad &= ~ordered
@@ -282,7 +244,7 @@ class RaceDetector:
                 self._report(kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block)
         if not remembered:
             return
-        record, fences = _packed(site.number, epoch, warp_epoch), None
+        record, fences = packed(site.number, epoch, warp_epoch), None
         if everywhere:
             fences = self.publications.fences[grid_block]
         if writes:
@@ -291,27 +253,11 @@ class RaceDetector:
             shadow.writer.put(where, number, record, fences)
             shadow.atomic[where] = atomic
         else:
-            self._remember_readers(shadow, where, number, epoch, record, fences)
+            together = self._together if everywhere else None
+            shadow.remember_readers(where, number, epoch, record, fences, together)
 
-    def _remember_readers(self, shadow: _Shadow, where, thread, epoch, record, fences) -> None:
-        first, same_warp, other_warp = shadow.readers
-        held = first.thread(where)
-        free = (held == _NOBODY) | (held == thread)
-        if not free.all():
-            free |= (first.record[where] >> _EPOCH < epoch) & self._together(held, thread, fences)[0]
-        _put_some(first, free, where, thread, record, fences)
-        held = first.thread(where)
-        rest = held != thread
-        if not rest.any():
-            return
-        near = self._together(held, thread, fences)[1]
-        _put_some(same_warp, rest & near, where, thread, record, fences)
-        _put_some(other_warp, rest & ~near, where, thread, record, fences)
-
-    def _together(self, one: np.ndarray, two: np.ndarray, fences) -> tuple:
-        """Whether threads are of one block, and of one warp; `fences` is None for threads of one block."""
-        if fences is None:
-            return True, one >> 5 == two >> 5
+    def _together(self, one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whether threads of the grid are of one block, and of one warp."""
         (block, thread), (other_block, other_thread) = divmod(one, self.threads), divmod(two, self.threads)
         return block == other_block, (block == other_block) & (thread >> 5 == other_thread >> 5)
 
@@ -331,7 +277,7 @@ class RaceDetector:
     def _report(
         self, kind, space, at, site, actor, where, bad, thread, block, other_thread, offset, same_block
     ) -> None:
-        sites = actor.record[where] & _SITE_MASK
+        sites = actor.record[where] & SITE_MASK
         for other_site in np.unique(sites[bad]).tolist():
             chosen = np.flatnonzero(bad & (sites == other_site))
             first = int(chosen[np.lexsort((thread[chosen], block[chosen]))[0]])

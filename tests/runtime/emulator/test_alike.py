@@ -60,7 +60,8 @@ def test_the_seeds_hold_races_and_none():
 
 def test_harmless_accesses_are_judged_together(monkeypatch):
     text = """extern "C" __global__ void k(int* y) { __shared__ int s[64]; int i = threadIdx.x;
-      s[i] = i; __syncthreads(); int v = s[63 - i] + s[7]; __syncthreads(); s[i] = v; __syncthreads(); y[blockIdx.x * 64 + i] = s[i ^ 1]; }"""
+      s[i] = i; __syncthreads(); int v = s[63 - i] + s[7]; __syncthreads(); s[i] = v; __syncthreads();
+      y[blockIdx.x * 64 + i] = s[i ^ 1]; }"""
     program = Program(compile_ptx(text))
     judged = []
     passes = AlikeBlocks.passes

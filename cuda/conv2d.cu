@@ -5,9 +5,8 @@
 //   v = relu(x * scale + shift) + residual,  scale and shift of the image and channel        each step if it is switched on
 //
 // x, residual, materialised    [images][height][width][C_IN] of T.        out    [images][out_height][out_width][C_OUT]
-// affine     [images][C_IN][2] floats, scale and shift of x. affine_out [images][C_OUT][2]: those of the instance norm that
-//            follows, from the statistics of out as rounded, with norm_weight, norm_bias [C_OUT] and eps; sums
-//            [images][PLANE_WORDS] are zero before and after (common/plane_sums.cuh).
+// affine     [images][C_IN][2] floats, scale and shift of x. sums [images][PLANE_WORDS]: what close_planes.cu makes those
+//            of the next norm of, from out as rounded; zero before the launch (common/plane_sums.cuh).
 // weight     packed: [pass][chunk][tap][column][depth], see ops/convolution.py; a stage is one tap and `depth` input
 //            channels.                                                    bias   [C_OUT] floats
 // switches   -D AFFINE, RELU_IN, RESIDUAL, MATERIALISE (v is written too), STATISTICS (a norm follows), BIAS, RELU_OUT: 0 or 1. What is
@@ -37,9 +36,7 @@ using Number = Shape::type;
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
     conv2d(const Number* __restrict__ x, const float* __restrict__ affine, const Number* __restrict__ residual,
         Number* __restrict__ materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
-        Number* __restrict__ out, long long* sums, const float* __restrict__ norm_weight,
-        const float* __restrict__ norm_bias, float eps, float* __restrict__ affine_out, int height, int width,
-        int out_height, int out_width) {
-    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out, sums, norm_weight,
-              norm_bias, eps, reinterpret_cast<float2*>(affine_out), height, width, out_height, out_width});
+        Number* __restrict__ out, long long* sums, int height, int width, int out_height, int out_width) {
+    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out, sums, height, width,
+              out_height, out_width});
 }

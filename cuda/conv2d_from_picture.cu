@@ -106,14 +106,10 @@ __device__ void multiply(Sums& sums, unsigned halo, unsigned weights) {
 
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
     conv2d_from_picture(const PICTURE* __restrict__ x, const Number* __restrict__ weight,
-        const float* __restrict__ bias, Number* __restrict__ out, long long* sums,
-        const float* __restrict__ norm_weight, const float* __restrict__ norm_bias, float eps,
-        float* __restrict__ affine_out, int height, int width) {
+        const float* __restrict__ bias, Number* __restrict__ out, long long* sums, int height, int width) {
     extern __shared__ __align__(128) char dynamic[];
     const unsigned halo = shared_address(dynamic), weights = halo + HALO_BYTES;
-    const Layer layer = {x,         nullptr,     nullptr,   nullptr, weight, bias, out,
-                         sums,      norm_weight, norm_bias, eps,     reinterpret_cast<float2*>(affine_out),
-                         height,    width,       height,    width};
+    const Layer layer = {x, nullptr, nullptr, nullptr, weight, bias, out, sums, height, width, height, width};
     const Place at(layer, S::tile_h, S::tile_w);
     Sums tile(at, halo, reinterpret_cast<double2*>(dynamic + STAGING));
     for (int byte = at.thread * 16; byte < WEIGHT_BYTES; byte += S::threads * 16)

@@ -6,7 +6,7 @@
 // x, out     NHWC. out is the raw sum, without a bias: an instance norm follows, which would take it away
 // on load    v = x * scale + shift, by image and channel (affine, NORM), plus a residual (RESIDUAL), ReLU (LOAD_RELU). v is
 //            also written to `kept`, where that is not null (stride 1)
-// at the end scale and shift of the norm that follows, into affine_out, from the planes' sums; null where none follows
+// sums       of the planes of out, for close_planes.cu, as common/plane_sums.cuh says; null where no norm follows
 // rows_out, columns_out    of out, and with UPSAMPLE half of them
 // weights    [phase][step][row][group 8][8 numbers], the order in which they are used; group g of a row at g ^ (row & 7)
 // compiled   for one layer: CHANNELS_IN, CHANNELS_OUT, STRIDE, UPSAMPLE, TYPE. See LAYERS below
@@ -151,9 +151,8 @@ __device__ double2 row_sums(const float (&d)[64], int first, int height, int wid
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv2d_hopper(const TYPE* __restrict__ x, const float* __restrict__ affine, const TYPE* __restrict__ residual,
-        TYPE* kept, const unsigned char* __restrict__ weights, TYPE* __restrict__ out, long long* sums,
-        const float* norm_weight, const float* norm_bias, float eps, float* affine_out, int height, int width, int rows_out,
-        int columns_out) {
+        TYPE* kept, const unsigned char* __restrict__ weights, TYPE* __restrict__ out, long long* sums, int height,
+        int width, int rows_out, int columns_out) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full[STAGES];
     const unsigned tile = (shared_address(raw) + 1023) & ~1023u, ring = tile + TILE_BYTES;
@@ -227,17 +226,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                      : "memory");
     }
     __syncthreads();
-    bool last = false;  // of all blocks: then the planes are complete
-    if (sums) {
-        sums += blockIdx.y * PLANE_WORDS;
-        const int c = threadIdx.x;
-        if (c < CHANNELS_OUT) {  // the rows of D that are one channel, in a fixed order
-            double2 all = {};
-            for (int r = c; r < 128; r += CHANNELS_OUT) all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
-            add_to_plane(sums, CHANNELS_OUT, c, blockIdx.x, all);
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) last = last_to_add(sums, gridDim.x);  // while the others write out
+    if (sums && threadIdx.x < CHANNELS_OUT) {  // the rows of D that are one channel, in a fixed order
+        double2 all = {};
+        for (int r = threadIdx.x; r < 128; r += CHANNELS_OUT)
+            all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
+        add_to_plane(sums + (long long)blockIdx.y * PLANE_WORDS, CHANNELS_OUT, threadIdx.x, blockIdx.x, all);
     }
     // A row of out (doubled: of two neighbouring pixels) has `across_out` groups; which of them are this block's?
     constexpr int HALVES_JOINED = CHANNELS_OUT == 128 || PHASES == 2 ? 2 : 1;  // both halves are one row of 256 bytes
@@ -258,9 +251,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         if (y < rows_out && at < columns_out)
             target[(static_cast<long long>(line_out) * columns_out + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
     }
-    if (sums && threadIdx.x < 32 && __shfl_sync(~0u, last, 0))
-        for (int c = threadIdx.x; c < CHANNELS_OUT; c += 32)
-            reinterpret_cast<float2*>(affine_out)[blockIdx.y * CHANNELS_OUT + c] =
-                close_plane(sums, CHANNELS_OUT, c, (UPSAMPLE ? 4.0 : 1.0) * rows_out * columns_out,
-                            norm_weight ? norm_weight[c] : 1.0f, norm_bias ? norm_bias[c] : 0.0f, eps);
 }

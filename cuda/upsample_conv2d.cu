@@ -28,9 +28,7 @@ using Number = Shape::type;
 extern "C" __global__ void __launch_bounds__(Shape::threads, BLOCKS)
     upsample_conv2d(const Number* __restrict__ x, const float* __restrict__ affine, const Number* __restrict__ residual,
         Number* __restrict__ materialised, const Number* __restrict__ weight, const float* __restrict__ bias,
-        Number* __restrict__ out, long long* sums, const float* __restrict__ norm_weight,
-        const float* __restrict__ norm_bias, float eps, float* __restrict__ affine_out, int height, int width,
-        int out_height, int out_width) {
-    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out, sums, norm_weight,
-              norm_bias, eps, reinterpret_cast<float2*>(affine_out), height, width, out_height, out_width});
+        Number* __restrict__ out, long long* sums, int height, int width, int out_height, int out_width) {
+    convolve({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out, sums, height, width,
+              out_height, out_width});
 }

@@ -126,8 +126,7 @@ struct Sums {
         return v;
     }
 
-    // After a barrier: the sums of the block's warps and phases, in a fixed order, to the planes. The block that is the
-    // last of its image makes scale and shift of them.
+    // After a barrier: the sums of the block's warps and phases, in a fixed order, to the planes.
     __device__ void add_sums(int pass) {
         constexpr int WIDTH = S::columns < S::c_out ? S::columns : S::c_out;
         const Layer& l = at.layer;
@@ -138,12 +137,6 @@ struct Sums {
                 all = {all.x + columns_done[i * WIDTH + c].x, all.y + columns_done[i * WIDTH + c].y};
             add_to_plane(planes, S::c_out, pass * S::columns % S::c_out + c, at.tile, all);
         }
-        if (pass + 1 < PASSES || !last_to_add(planes, gridDim.x)) return;
-        const double count = (double)S::phases * l.out_height * l.out_width;
-        for (int c = at.thread; c < S::c_out; c += S::threads)
-            l.affine_out[at.image * S::c_out + c] =
-                close_plane(planes, S::c_out, c, count, l.norm_weight ? l.norm_weight[c] : 1.0f,
-                            l.norm_bias ? l.norm_bias[c] : 0.0f, l.eps);
     }
 
     // The sums, rounded, as rows of pixels in the place of the weights.

@@ -54,11 +54,7 @@ struct Layer {
     const void* weight;        // packed
     const float* bias;         // [C_OUT]
     void* out;                 // [images][rows][columns][C_OUT]
-    long long* sums;           // of the planes of out, zero before the launch and after it: see plane_sums.cuh
-    const float* norm_weight;  // [C_OUT] of the norm that follows, or null for 1 and 0
-    const float* norm_bias;
-    float eps;
-    float2* affine_out;         // [images][C_OUT]: scale and shift of that norm
+    long long* sums;            // of the planes of out: see plane_sums.cuh
     int height, width;          // of x
     int out_height, out_width;  // of what tiles are cut from: the output, or before upsampling the input
 };

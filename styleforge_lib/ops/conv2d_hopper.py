@@ -19,7 +19,6 @@ from styleforge_lib.runtime import compile_cuda
 
 LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 32, 1, True), (64, 128, 2, False), (32, 64, 2, False))
 TILE = (16, 8)  # rows and columns of a warpgroup's pixels
-PLANE_WORDS = 3 * 512 + 16  # of one image's sums, as in cuda/common/plane_sums.cuh
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,12 @@ def launch(
     residual: torch.Tensor | None = None,
     kept: torch.Tensor | None = None,
     sums: torch.Tensor | None = None,
-    norm_weight: torch.Tensor | None = None,
-    norm_bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    affine_out: torch.Tensor | None = None,
     arch: str | None = None,
 ) -> None:
     """Launch one convolution.
 
-    x [N, H, W, in] and out [N, H', W', out], contiguous. affine, affine_out: float32 [N, channels, 2], scale and shift of
-    x and of out; norm_weight, norm_bias (float32 or None) and eps belong to the norm after out. sums: int64
-    [N, PLANE_WORDS], zero; the launch leaves them so.
+    x [N, H, W, in] and out [N, H', W', out], contiguous. affine: float32 [N, in, 2], scale and shift of x. sums: int64, see
+    planes.py.
     """
     images, height, width = x.shape[:3]
     channels_in, channels_out, _, upsample = layer
@@ -131,10 +125,9 @@ def launch(
     tiles = -(-rows // tall) * -(-columns // TILE[1])
     phases = 2 if upsample and channels_out == 64 else 1
     inputs = (x, affine, residual, kept, weights.view(torch.uint8), out)
-    norm = (sums, norm_weight, norm_bias, eps, affine_out)
     _kernel(layer, load, x.dtype, arch)(
         (tiles * phases, images),
         (256,),
-        (*inputs, *norm, height, width, rows, columns),
+        (*inputs, sums, height, width, rows, columns),
         shared_bytes=shared_bytes(layer),
     )

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from styleforge_lib.ops import conv2d_hopper
-from styleforge_lib.ops.layer import Layer, Norm
+from styleforge_lib.ops.layer import Layer, Norm, close_planes
 from styleforge_lib.ops.picture_convolution import FromPicture, ToPicture
 from styleforge_lib.ops.tensor_core_convolution import TensorCoreConvolution
 from styleforge_lib.runtime.kernel import EMULATED_ARCH, chosen_device
@@ -30,7 +30,7 @@ class HopperConvolution:
         # Rounded once, after the folding: `pack` folds in float32 and keeps the dtype of what it is given.
         packed = conv2d_hopper.pack(weight.float(), stride=layer.stride, upsample=layer.upsample)
         self.weight = packed.to(layer.dtype)
-        self.norm = {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+        self.norm = norm
         self.load = conv2d_hopper.Load(norm=layer.affine, relu=layer.relu_in, residual=layer.residual)
 
     @staticmethod
@@ -38,12 +38,20 @@ class HopperConvolution:
         """Whether it is one of the layers that the kernel is written for, on a Hopper card."""
         key = (layer.c_in, layer.c_out, layer.stride, layer.upsample)
         plain = layer.kernel == 3 and not (layer.bias or layer.relu_out or layer.picture_in or layer.picture_out)
-        return arch == "sm_90a" and layer.numbers in ("float16", "bfloat16") and plain and key in conv2d_hopper.LAYERS
+        return (
+            arch == "sm_90a"
+            and layer.numbers in ("float16", "bfloat16")
+            and plain
+            and key in conv2d_hopper.LAYERS
+            and not (layer.relu_in and layer.residual)
+        )
 
     def __call__(self, x, out, *, affine=None, residual=None, materialised=None, sums=None, affine_out=None) -> None:
         """Launch on the current stream."""
-        ways = {"affine": affine, "residual": residual, "kept": materialised, "sums": sums, "affine_out": affine_out}
-        conv2d_hopper.launch(x, self.weight, out, layer=self.key, load=self.load, **ways, **self.norm, arch=self.arch)
+        ways = {"affine": affine, "residual": residual, "kept": materialised, "sums": sums}
+        conv2d_hopper.launch(x, self.weight, out, layer=self.key, load=self.load, **ways, arch=self.arch)
+        if sums is not None:
+            close_planes(sums, self.norm, affine_out, out, self.arch)
 
 
 KERNELS = [HopperConvolution, FromPicture, ToPicture, TensorCoreConvolution]

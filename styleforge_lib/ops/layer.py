@@ -3,6 +3,7 @@
 Contents
     Layer, Norm             what is to be computed: everything that a choice of kernel may depend on
     plane_sums              room for the statistics of planes (cuda/common/plane_sums.cuh)
+    close_planes            the sums -> scale and shift of the norm (cuda/close_planes.cu)
     fold, to_numbers, swizzled, packed_rows       from (c_out, c_in, k, k) to what the kernels read
 
 Activations are (N, H, W, C), contiguous. A convolution writes its raw output, before the norm, and, from the sums of
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
+from styleforge_lib.ops.elementwise import compiled
+
 EPS = 1e-5
 VECTOR_BYTES = 16
-PLANE_WORDS = 3 * 512 + 16  # as in cuda/common/plane_sums.cuh
+PLANE_ENTRIES = 512  # as in cuda/common/plane_sums.cuh
 # How a layer's numbers are held and multiplied. "tf32" are float32 whose products the tensor core takes in TF32.
 STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 MACRO_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "tf32": "float", "float32": "float"}
@@ -101,7 +104,14 @@ class Norm:
 
 def plane_sums(images: int, device: torch.device) -> torch.Tensor:
     """Return room for the statistics of a layer's output: zero, as each launch finds and leaves it."""
-    return torch.zeros(images, PLANE_WORDS, dtype=torch.int64, device=device)
+    return torch.zeros(images, 3 * PLANE_ENTRIES, dtype=torch.int64, device=device)
+
+
+def close_planes(sums: torch.Tensor, norm: Norm, affine_out: torch.Tensor, out: torch.Tensor, arch: str) -> None:
+    """Write scale and shift of the norm of `out` (N, H, W, C) to affine_out, (N, C, 2) float32; the sums are zero then."""
+    images, height, width, channels = out.shape
+    args = (sums, norm.weight, norm.bias, affine_out, channels, height * width, norm.eps)
+    compiled("close_planes", out.device, arch).only(images, PLANE_ENTRIES, args)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

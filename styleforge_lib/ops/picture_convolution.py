@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from styleforge_lib.ops.elementwise import compiled
-from styleforge_lib.ops.layer import PICTURE_TYPES, VECTOR_BYTES, Layer, Norm, packed_rows, to_numbers
-from styleforge_lib.ops.tensor_core_convolution import DOUBLE2_BYTES, STATIC_BYTES, Tiling, arch_number
+from styleforge_lib.ops.layer import PICTURE_TYPES, VECTOR_BYTES, Layer, Norm, close_planes, packed_rows, to_numbers
+from styleforge_lib.ops.tensor_core_convolution import DOUBLE2_BYTES, Tiling, arch_number
 from styleforge_lib.runtime.resources import limits
 
 CHANNELS = 3
@@ -31,7 +31,8 @@ class FromPicture:
     """The first layer, with its weights packed: see TensorCoreConvolution."""
 
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
-        self.layer, self.norm, self.bias, self.tiling = layer, norm, bias, _from_tiling(layer, arch)
+        self.layer, self.norm, self.bias, self.arch = layer, norm, bias, arch
+        self.tiling = _from_tiling(layer, arch)
         self.weight = pack_from_picture(weight, layer)
         macros = {**layer.macros, "PICTURE": PICTURE_TYPES[layer.picture_in]}
         self.kernel = compiled("conv2d_from_picture", weight.device, arch, **macros, **self.tiling.macros).only
@@ -45,10 +46,11 @@ class FromPicture:
         """Launch on the current stream: x (N, 3, H, W), out (N, H, W, c_out)."""
         images, _, height, width = x.shape
         tiles = -(-height // self.tiling.tile_h) * -(-width // self.tiling.tile_w)
-        norm = (sums, self.norm.weight, self.norm.bias, self.norm.eps, affine_out)
-        args = (x, self.weight, self.bias, out, *norm, height, width)
+        args = (x, self.weight, self.bias, out, sums, height, width)
         shared = _from_shared_bytes(self.layer, self.tiling)
         self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=shared)
+        if sums is not None:
+            close_planes(sums, self.norm, affine_out, out, self.arch)
 
 
 def _from_tiling(layer: Layer, arch: str) -> Tiling | None:
@@ -56,7 +58,7 @@ def _from_tiling(layer: Layer, arch: str) -> Tiling | None:
         return None
     if layer.c_out not in (16, 32, 64) or layer.relu_in:
         return None
-    most = limits(arch).shared_per_block - STATIC_BYTES
+    most = limits(arch).shared_per_block
     tilings = (Tiling(h, w, warps, 1, layer.c_out, 2, 1) for h, w, warps in FROM_TILES)
     return next((t for t in tilings if _from_shared_bytes(layer, t) <= most), None)
 
@@ -117,7 +119,7 @@ def _to_tiling(layer: Layer, arch: str) -> Tiling | None:
         return None
     if layer.statistics or layer.kernel > 9 or layer.c_in * layer.dtype.itemsize % 32 or layer.c_in > 128:
         return None
-    most = limits(arch).shared_per_block - STATIC_BYTES
+    most = limits(arch).shared_per_block
     tilings = (
         # The halo is the tile's columns and kernel - 1 more, together a multiple of 16.
         Tiling(h, w + 9 - layer.kernel, warps, 1, 16, 2, 1)

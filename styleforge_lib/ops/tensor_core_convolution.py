@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from styleforge_lib.ops.elementwise import compiled
-from styleforge_lib.ops.layer import VECTOR_BYTES, Layer, Norm, fold, packed_rows
+from styleforge_lib.ops.layer import VECTOR_BYTES, Layer, Norm, close_planes, fold, packed_rows
 from styleforge_lib.runtime.resources import limits
 
 DOUBLE2_BYTES = 16
@@ -59,7 +59,7 @@ class TensorCoreConvolution:
     """
 
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
-        self.layer, self.norm, self.bias = layer, norm, bias
+        self.layer, self.norm, self.bias, self.arch = layer, norm, bias, arch
         self.tiling = tiling_of(layer, arch)
         self.file = "upsample_conv2d" if layer.upsample else "conv2d"
         self.weight = pack(weight, layer, self.tiling.columns)
@@ -89,10 +89,11 @@ class TensorCoreConvolution:
         images, height, width, _ = x.shape
         rows, columns = (height, width) if self.layer.upsample else out.shape[1:3]
         tiles = -(-rows // self.tiling.tile_h) * -(-columns // self.tiling.tile_w)
-        norm = (sums, self.norm.weight, self.norm.bias, self.norm.eps, affine_out)
-        args = (x, affine, residual, materialised, self.weight, self.bias, out, *norm, height, width, rows, columns)
+        args = (x, affine, residual, materialised, self.weight, self.bias, out, sums, height, width, rows, columns)
         shared = shared_bytes(self.layer, self.tiling)
         self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=shared)
+        if sums is not None:
+            close_planes(sums, self.norm, affine_out, out, self.arch)
 
 
 def tiling_of(layer: Layer, arch: str) -> Tiling | None:
@@ -106,11 +107,8 @@ def tiling_of(layer: Layer, arch: str) -> Tiling | None:
         return None
     if arch_number(arch) < 80 and layer.numbers != "float16":
         return None
-    fitting = (t for t in _tilings(layer) if shared_bytes(layer, t) <= limits(arch).shared_per_block - STATIC_BYTES)
+    fitting = (t for t in _tilings(layer) if shared_bytes(layer, t) <= limits(arch).shared_per_block)
     return next((t for t in fitting if layer.c_in * layer.dtype.itemsize // VECTOR_BYTES <= t.threads), None)
-
-
-STATIC_BYTES = 16  # what plane_sums.cuh holds beside
 
 
 def arch_number(arch: str) -> int:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from styleforge_lib.ops import conv2d_hopper
-from styleforge_lib.ops.conv2d_hopper import LAYERS, PLANE_WORDS, Load
+from styleforge_lib.ops.conv2d_hopper import LAYERS, Load
+from styleforge_lib.ops.layer import Norm, close_planes, plane_sums
 
 PLAIN, NORM, ADD = Load(), Load(norm=True, relu=True), Load(norm=True, residual=True)
 EPS = 1e-5
@@ -37,7 +38,7 @@ def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, sprea
     size = (2 * height, 2 * width) if upsample else (-(-height // stride), -(-width // stride))
     out = torch.full((images, *size, channels_out), torch.nan, dtype=dtype)
     kept = torch.full_like(x, torch.nan) if stride == 1 else None
-    sums = torch.zeros(images, PLANE_WORDS, dtype=torch.int64)
+    sums = plane_sums(images, x.device)
     affine_out = torch.full((images, channels_out, 2), torch.nan)
     conv2d_hopper.launch(
         x,
@@ -49,12 +50,9 @@ def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, sprea
         residual=residual,
         kept=kept,
         sums=sums,
-        norm_weight=weight_out,
-        norm_bias=bias_out,
-        eps=EPS,
-        affine_out=affine_out,
         arch="sm_90a",
     )
+    close_planes(sums, Norm(weight_out, bias_out, EPS), affine_out, out, "sm_90a")
     v = x.double()
     if load.norm:
         v = v * scale[:, None, None] + shift[:, None, None]

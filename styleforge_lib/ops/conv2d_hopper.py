@@ -115,8 +115,8 @@ def launch(
 ) -> None:
     """Launch one convolution.
 
-    x [N, H, W, in] and out [N, H', W', out], contiguous. affine: float32 [N, in, 2], scale and shift of x. sums: int64, see
-    planes.py.
+    x [N, H, W, in] and out [N, H', W', out], contiguous. affine: float32 [N, in, 2], scale and shift of x. sums: see
+    `layer.plane_sums`.
     """
     images, height, width = x.shape[:3]
     channels_in, channels_out, _, upsample = layer

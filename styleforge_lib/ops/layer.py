@@ -108,7 +108,7 @@ def plane_sums(images: int, device: torch.device) -> torch.Tensor:
 
 
 def close_planes(sums: torch.Tensor, norm: Norm, affine_out: torch.Tensor, out: torch.Tensor, arch: str) -> None:
-    """Write scale and shift of the norm of `out` (N, H, W, C) to affine_out, (N, C, 2) float32; the sums are zero then."""
+    """Write scale and shift of the norm of `out`, (N, H, W, C), to affine_out, (N, C, 2) float32; zero the sums."""
     images, height, width, channels = out.shape
     args = (sums, norm.weight, norm.bias, affine_out, channels, height * width, norm.eps)
     compiled("close_planes", out.device, arch).only(images, PLANE_ENTRIES, args)

@@ -38,6 +38,7 @@ class _Copy:
     values: tuple
     group: object
     site: Site
+    number: int
 
 
 class AsyncCopies:
@@ -47,6 +48,7 @@ class AsyncCopies:
         self.batch = batch
         self.committed: int | np.ndarray = 0  # groups that each thread has committed; one number while all agree
         self.waiting: list[_Copy] = []
+        self.issued = 0
         self._in_flight: dict[int, np.ndarray] = {}  # bank -> per word: thread and site of a copy on its way
 
     # --- what translated code calls --------------------------------------------------------------------------------
@@ -67,7 +69,8 @@ class AsyncCopies:
             group = lanes.expand(lanes.gather(group)).copy()
         # Translated code may count its address on in place: the copy keeps where it was to go.
         address = address.copy() if isinstance(address, np.ndarray) else address
-        self.waiting.append(_Copy(lanes, address, offset, space, values, group, store))
+        self.issued += 1
+        self.waiting.append(_Copy(lanes, address, offset, space, values, group, store, self.issued))
 
     def commit(self, lanes: Lanes) -> None:
         """Close the group of each lane."""
@@ -89,6 +92,17 @@ class AsyncCopies:
                     still.append(copy)
                 continue
             rest = self._arrive_for(copy, newest, lanes)
+            if rest is not None:
+                still.append(rest)
+        self.waiting = still
+
+    def arrive_until(self, number: int, mask: np.ndarray) -> None:
+        """Let every copy arrive that some threads, a (T, B) mask, had issued when `number` copies were."""
+        still = []
+        for copy in self.waiting:
+            rest: _Copy | None = copy
+            if copy.number <= number:
+                rest = self._arrive_where(copy, mask.reshape(-1)[copy.lanes.positions()])
             if rest is not None:
                 still.append(rest)
         self.waiting = still
@@ -157,11 +171,16 @@ class AsyncCopies:
         if isinstance(committed, np.ndarray):
             committed = committed.reshape(-1)[copy.lanes.positions()]
         done = lanes.mask().reshape(-1)[copy.lanes.positions()] & (group < committed - newest)
+        return self._arrive_where(copy, done)
+
+    def _arrive_where(self, copy: _Copy, done: np.ndarray) -> _Copy | None:
+        """Let a copy arrive where a mask of its lanes says so; returns what is left of it."""
         if done.all():
             self._arrive(copy)
             return None
         if not done.any():
             return copy
+        group = copy.lanes.expand(copy.group).reshape(-1)
         self._arrive(_part_of(copy, done, group))
         return _part_of(copy, ~done, group)
 
@@ -239,4 +258,4 @@ def _words(at: Located, delta: int, width: int):
 def _part_of(copy: _Copy, mask: np.ndarray, group: np.ndarray) -> _Copy:
     lanes = copy.lanes.universe.flat(copy.lanes.positions()[mask])
     address, *values = (copy.lanes.expand(value).reshape(-1)[mask] for value in (copy.address, *copy.values))
-    return _Copy(lanes, address, copy.offset, copy.space, tuple(values), group[mask], copy.site)
+    return _Copy(lanes, address, copy.offset, copy.space, tuple(values), group[mask], copy.site, copy.number)

@@ -78,51 +78,49 @@ class BulkCopies:
         size = lanes.expand(size).reshape(-1).astype(np.int64)
         data: list = [None] * lanes.count
         for spot in self._spots(source, size, lanes, read):
-            for place in spot.place.tolist():
-                data[place] = spot.region.data[spot.offset : spot.offset + int(size[place])]
-        barriers = self.barriers_of(barrier, lanes, write)
-        for spot in self._spots(target, size, lanes, write):
-            for number, place in enumerate(spot.place.tolist()):
-                words = np.arange(spot.offset // 4, (spot.offset + int(size[place])) // 4)
-                self._begin(barriers[place], spot, number, words, data[place], write)
-        self._issue_noted()
+            for length in np.unique(size[spot.place]).tolist():
+                row = self._source(spot, length)
+                for place in spot.place[size[spot.place] == length].tolist():
+                    data[place] = row if row.ndim == 1 else row[:, spot.block[spot.place == place][0]]
+        self.send(target, size, data, barrier, lanes, write)
 
-    def barriers_of(self, address, lanes: Lanes, site: Site) -> list[tuple[MBarrier, int]]:
-        """Return the mbarrier of each lane and the block that it lies in."""
-        found: list = [None] * lanes.count
-        for spot, barrier in self.batch.mbarriers.spots(address, lanes, site):
-            for place, block in zip(spot.place.tolist(), spot.block.tolist(), strict=True):
-                found[place] = (barrier, block)
-        return found
+    @staticmethod
+    def _source(spot: Spot, length: int) -> np.ndarray:
+        """Return the words of a range, as they are now; of shared memory (words, blocks)."""
+        if spot.region.banked:
+            return spot.region.words[spot.offset // 4 : (spot.offset + length) // 4].copy()
+        return spot.region.data[spot.offset : spot.offset + length].view(np.uint32).copy()
 
-    def _begin(self, barrier, spot: Spot, number: int, words: np.ndarray, data: np.ndarray, site: Site) -> None:
-        """Send one lane's bytes on their way; copies of other blocks that are alike go together."""
-        block = int(spot.block[number])
-        spot.region.words[words, block] = POISON
-        row = np.ascontiguousarray(data).view(np.uint32)
-        last = self.loads[-1] if self.loads else None
-        alike = (
-            last is not None
-            and last.number == self.count
-            and last.region is spot.region
-            and last.barrier is barrier[0]
-            and last.words.size == words.size
-            and (not words.size or (last.words[0] == words[0] and last.words[-1] == words[-1]))
-        )
-        if not alike:
-            last = Load(barrier[0], np.zeros(0, np.int64), spot.region, words, np.zeros(0, np.int64), [], data.size,
-                        self.count)  # fmt: skip
-            self.loads.append(last)
-        last.block = np.append(last.block, block)
-        last.barrier_block = np.append(last.barrier_block, barrier[1])
-        last.data.append(row)
-        self.batch.observations.issued(last, block, int(spot.thread[number]), site)
+    def send(self, target, size: np.ndarray, data: list, barrier, lanes: Lanes, site: Site) -> None:
+        """Send each lane's words on their way into shared memory, and to the mbarrier that counts them."""
+        barriers = list(self.batch.mbarriers.spots(barrier, lanes, site))
+        owner = np.zeros(lanes.count, np.int64)  # which barrier, and in which block it lies
+        home = np.zeros(lanes.count, np.int64)
+        for number, (spot, _) in enumerate(barriers):
+            owner[spot.place], home[spot.place] = number, spot.block
+        for spot in self._spots(target, size, lanes, site):
+            key = size[spot.place] * len(barriers) + owner[spot.place]
+            for one in np.unique(key).tolist():
+                length, number = divmod(one, len(barriers))
+                chosen = np.flatnonzero(key == one)
+                places = spot.place[chosen]
+                rows = [data[place] for place in places.tolist()]
+                alike = all(row is rows[0] for row in rows)
+                load = Load(
+                    barriers[number][1], home[places], spot.region,
+                    np.arange(spot.offset // 4, (spot.offset + length) // 4), spot.block[chosen],
+                    np.broadcast_to(rows[0], (len(rows), length // 4)) if alike else np.stack(rows), length, self.count,
+                )  # fmt: skip
+                self.begin(load, spot.thread[chosen], site)
 
-    def _issue_noted(self) -> None:
-        for load in self.loads:
-            if load.number == self.count and isinstance(load.data, list):
-                load.data = np.stack(load.data) if load.data else np.zeros((0, 0), np.uint32)
+    def begin(self, load: Load, thread: np.ndarray, site: Site) -> None:
+        """Send one set of copies on its way: from now on their targets hold poison."""
+        load.number = self.count
         self.count += 1
+        load.region.words[load.words[:, None], load.block[None, :]] = POISON
+        self.loads.append(load)
+        for block, one in zip(load.block.tolist(), thread.tolist(), strict=True):
+            self.batch.observations.issued(load, block, one, site)
 
     def deliver(self, barrier: MBarrier, blocks: np.ndarray) -> None:
         """Let the bytes arrive that a barrier counts, in some blocks."""

@@ -42,6 +42,11 @@ class Spot:
     place: np.ndarray
     lanes: Lanes
 
+    def part(self, mask: np.ndarray) -> Spot:
+        """Return some of the lanes."""
+        lanes = self.lanes.universe.flat(self.lanes.positions()[mask])
+        return Spot(self.region, self.offset, self.block[mask], self.thread[mask], self.place[mask], lanes)
+
 
 def spots(where, lanes: Lanes) -> Iterator[Spot]:
     """Yield a located address byte by byte; places are positions in the flattened values of `lanes`."""
@@ -111,6 +116,7 @@ class MBarriers:
         self.waiting: list[_Waiting] = []
         self.progress = 0  # grows with whatever a waiting thread may be waiting for
         self._gave_up_at = -1
+        self._behind: list[tuple[MBarrier, int, Spot, Site]] = []  # arrivals that wait for the copies of cp.async
         self._gave_up: dict[int, np.ndarray] = {}  # by place in the code, since the last progress
         self._known: dict[tuple[int, int], MBarrier] = {}
         self.all: list[MBarrier] = []
@@ -165,6 +171,31 @@ class MBarriers:
         for spot, barrier in self._valid(address, lanes, site):
             self._expect(barrier, spot, size[spot.place], site)
             self._complete(barrier, np.unique(spot.block))
+
+    def arrive_behind_copies(self, address, counted: bool, lanes: Lanes, site: Site) -> None:
+        """cp.async.mbarrier.arrive: arrive when the thread's cp.async so far have; counted: as one of those expected.
+
+        Otherwise the arrival is one more than was expected.
+        """
+        for spot, barrier in self._valid(address, lanes, site):
+            if not counted:
+                np.add.at(barrier.pending, spot.block, 1)
+            number = self.batch.copies.issued
+            self._behind.append((barrier, number, spot, site))
+
+    def _bring(self, barrier: MBarrier, blocks: np.ndarray) -> None:
+        """Let arrive what a barrier counts, in some blocks."""
+        self.batch.bulk.deliver(barrier, blocks)
+        behind, self._behind = self._behind, []
+        for one, number, spot, site in behind:
+            now = np.isin(spot.block, blocks) & (one is barrier)
+            if not now.all():
+                self._behind.append((one, number, spot.part(~now), site))
+            if now.any():
+                some = spot.part(now)
+                self.batch.copies.arrive_until(number, some.lanes.mask())
+                self.batch.observations.arrive(barrier, some)
+                self._arrive(barrier, some, np.ones(some.block.size, np.int64), False, site)
 
     @staticmethod
     def pending_count(state):
@@ -253,7 +284,7 @@ class MBarriers:
             )  # fmt: skip
             late = ~found[-1].done()
             if late.any():
-                self.batch.bulk.deliver(barrier, np.unique(spot.block[late]))
+                self._bring(barrier, np.unique(spot.block[late]))
         if all(one.done().all() for one in found):
             for one in found:
                 self.batch.observations.passed(one.barrier, one.thread, one.block)
@@ -290,7 +321,7 @@ class MBarriers:
         """Nobody can run: bring what is on its way, else let every wait give up once; False if that is no help."""
         before = self.progress
         for one in list(self.waiting):
-            self.batch.bulk.deliver(one.barrier, np.unique(one.block))
+            self._bring(one.barrier, np.unique(one.block))
         if self.progress > before:
             return True
         if self._gave_up_at != self.progress:

@@ -394,6 +394,23 @@ def test_reductions(kind, dtype, function):
     assert np.array_equal(y, wanted)
 
 
+@pytest.mark.parametrize(("noinc", "count"), [(".noinc", 64), ("", 1)])
+def test_arrivals_behind_cp_async(noinc, count):
+    """Two warps copy, the other two wait on an mbarrier that the copies' arrival counts at."""
+    own = "" if noinc else "__syncthreads(); if (!t) ARRIVE(&b);"
+    text = kernel(f"""  __shared__ __align__(16) int s[64]; __shared__ u64 b; if (!t) INIT(&b, {count}); __syncthreads();
+  if (t < 64) {{ asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(at(&s[t])), "l"(x + i) : "memory");
+    asm volatile("cp.async.mbarrier.arrive{noinc}.shared::cta.b64 [%0];" :: "r"(at(&b)) : "memory"); }}
+  {own}
+  if (t >= 64) {{ WAIT(&b, 0); y[i] = s[127 - t]; }}""")
+    x, y, trace = RNG.integers(-99, 99, (3, 128)).astype(np.int32), np.zeros((3, 128), np.int32), Trace()
+    launch(text, x, y, grid=3, trace=trace)
+    assert np.array_equal(y[:, 64:], x[:, 63::-1])
+    clean(trace)
+    launch(text.replace("WAIT(&b, 0);", ""), x, y, grid=3)
+    assert not np.array_equal(y[:, 64:], x[:, 63::-1])
+
+
 def test_as_the_toolkit_writes_it():
     """cuda::barrier and cuda::ptx, as in the CUDA C++ Programming Guide."""
     text = """#include <cuda/barrier>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..parse import Imm, Reg
 from .emitter import rule
-from .hopper import address, bulk_copy
+from .hopper import address, arrive_behind_copies, bulk_copy
 
 _HINT = (
     "Use cp.async.ca.shared.global of 4, 8 or 16 bytes or cp.async.cg.shared.global of 16, then cp.async.commit_group "
@@ -17,6 +17,9 @@ def _cp(e, ins, m):
     m.one_of("reduce") if "bulk" in m.left else None
     if not m.flag("async"):
         m.refuse(_HINT)
+    if m.flag("mbarrier"):
+        arrive_behind_copies(e, ins, m)
+        return
     if m.flag("bulk"):
         bulk_copy(e, ins, m)
         return

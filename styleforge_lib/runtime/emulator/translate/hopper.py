@@ -81,6 +81,16 @@ def _mbarrier(e, ins, m):
         e.set_expression(target, call, "u64")
 
 
+def arrive_behind_copies(e, ins, m) -> None:
+    """Translate cp.async.mbarrier.arrive."""
+    counted = m.flag("arrive") and m.flag("noinc")
+    space = _space(m)
+    if m.left != ["b64"] or "arrive" not in ins.modifiers:
+        m.refuse("Use cp.async.mbarrier.arrive, with or without .noinc, .shared.b64.")
+    site = e.code.site(ins, space, "atomic", 8)
+    e.line(f"m.mbarriers.arrive_behind_copies({address(e, ins.operands[0], space)}, {counted}, L, {site})")
+
+
 @wait_rule("mbarrier")
 def _mbarrier_wait(e, ins, m):
     m.one_of("try_wait", "test_wait")

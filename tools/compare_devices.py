@@ -42,6 +42,7 @@ from styleforge_lib.lab.magic import CudaMagic
 from styleforge_lib.ops.cases import SPECIAL_VALUES, Fill, drawn_from, magnitudes, normal
 from styleforge_lib.runtime import gpu
 from styleforge_lib.runtime.kernel import Kernel, compile_cuda
+from styleforge_lib.runtime.tensor_maps import tensor_map
 
 PROBES = ROOT / "tools" / "device_probes.cu"
 FURTHER_PROBES = ROOT / "tools" / "further_probes.cu"
@@ -66,8 +67,9 @@ class Plan:
     each array, how many times n elements it has; left out, once. lengths: for each array, its length whatever n is.
     data: for each input, how it is filled; left out, with hostile data. start: for each array that the kernel reads and
     writes, the number that it starts with. numbers: the scalars besides n. offsets: how many elements past an aligned
-    address the arrays begin. within: None for an exact kernel, else |difference| / max(1, |value|) at most. promise:
-    what the result is held against instead, each device by itself. why: what a reader should know.
+    address the arrays begin. maps: the parameters that are tensor maps. within: None for an exact kernel, else
+    |difference| / max(1, |value|) at most. promise: what the result is held against instead, each device by itself.
+    why: what a reader should know.
     """
 
     sizes: tuple[int, ...] = SIZES
@@ -81,9 +83,20 @@ class Plan:
     start: dict[str, float] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     offsets: tuple[int, ...] = (0,)
+    maps: dict[str, "Map"] = field(default_factory=dict)
     within: float | None = None
     promise: Approximation | None = None
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Map:
+    """A tensor map of one of the arrays, seen as a tensor of a shape."""
+
+    array: str
+    shape: tuple[int, ...]
+    box: tuple[int, ...]
+    options: dict[str, object] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -151,6 +164,13 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
 def hopper(rows: int, block: int = 128) -> Plan:
     """Plan a probe of whole warpgroups on small whole numbers, whose sums are exact in any order."""
     return Plan(sizes=(256, 1024), grid=lambda n: n // block, block=block, rows={"out": rows}, data=SMALL)
+
+
+def boxes(rows: int = 8, **options) -> Plan:
+    """Plan a probe of boxes of a matrix of 60 by 200 halves."""
+    about = Map("x", (60, 200), (8, 64), options)
+    common = {"sizes": (1024,), "grid": lambda n: n // 128, "block": 128, "lengths": {"x": 12000}}
+    return Plan(**common, rows={"out": rows}, maps={"map": about}, data={"x": whole_numbers(-99, 99)})
 
 
 SMALL = {"a": whole_numbers(-9, 9)}
@@ -227,6 +247,24 @@ PLANS = {
     "mbarrier_counts": hopper(8),
     "bulk_pipeline": hopper(1),
     "bulk_stores": hopper(4),
+    "box_plain": boxes(),
+    "box_swizzled": boxes(swizzle=128),
+    "box_filled": boxes(rows=16, fill="nan"),
+    "box_of_three_axes": Plan(
+        sizes=(1024,),
+        grid=lambda n: n // 128,
+        block=128,
+        lengths={"x": 480},
+        maps={"map": Map("x", (3, 10, 16), (2, 4, 8))},
+    ),
+    "box_stores": Plan(
+        sizes=(1024,),
+        grid=lambda n: n // 128,
+        block=128,
+        lengths={"out": 20 * 24},
+        start={"out": 7},
+        maps={"map": Map("out", (20, 24), (8, 16))},
+    ),
     # Further probes
     "eight_bits": Plan(rows={"out": 4}),
     "eight_bits_of_halves": Plan(sizes=(65536,), rows={"out": 2}),
@@ -404,6 +442,8 @@ class Buffers:
         self._numbers: dict[str, float] = {}
         for parameter in kernel.parameters:
             name = parameter.name
+            if name in plan.maps:
+                continue
             if parameter.kind != "pointer":
                 self._numbers[name] = n if name == "n" else plan.numbers[name]
                 continue
@@ -424,7 +464,10 @@ class Buffers:
     def run(self, launch: Callable, device: str) -> dict[str, torch.Tensor]:
         """Copy the arrays to a device, launch there, and return what they then hold, margins and all."""
         held = {name: whole.clone().to(device) for name, whole in self.whole.items()}
-        args = tuple(held[name][self.part[name]] if name in held else self._numbers[name] for name in self._order)
+        values = {name: held[name][self.part[name]] for name in held} | self._numbers
+        for name, about in self._plan.maps.items():
+            values[name] = tensor_map(values[about.array].view(about.shape), about.box, **about.options)
+        args = tuple(values[name] for name in self._order)
         options = {"shared_bytes": self._plan.shared_bytes, "cooperative": self._plan.cooperative}
         launch(self._plan.grid(self._n), self._plan.block, args, **options)
         if device != "cpu":

@@ -5,6 +5,7 @@
 //                     lie in shared memory full of small whole numbers, whose sums every order of adding gives exactly
 //     mbarrier        states, parities and counts
 //     bulk copies     pipelines into shared memory, stores and reductions out of it
+//     boxes           of tensors, swizzled or not, and what is outside
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -365,6 +366,79 @@ extern "C" __global__ void __launch_bounds__(128) bulk_stores(const int* a, int*
         asm volatile("cp.async.bulk.commit_group;" ::: "memory");
         asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
         s[0] = 77;
+        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Boxes of tensors; `map` is of a matrix, or of an array of more axes, that compare_devices.py makes
+
+struct alignas(64) TensorMap {
+    char bytes[128];
+};
+
+#define LOAD_BOX(axes, to, map, b, corner, ...)                                                                    \
+    asm volatile("cp.async.bulk.tensor." axes ".shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, " \
+                 corner "], [%2];" ::"r"(at(to)), "l"(map), "r"(at(b)), __VA_ARGS__ : "memory")
+
+// Boxes of 8 by 64 halves, of which most lie partly outside of the matrix of 60 by 200; as they lie in shared memory.
+__device__ void show_boxes(const TensorMap* map, unsigned* out, int n) {
+    __shared__ __align__(1024) unsigned s[256];
+    __shared__ u64 b;
+    int t = threadIdx.x, i = blockIdx.x * 128 + t;
+    if (!t) init(&b, 1);
+    __syncthreads();
+    for (int k = 0; k < 4; k++) {
+        if (!t) {
+            expect(&b, 1024);
+            LOAD_BOX("2d", s, map, &b, "{%3, %4}", "r"((int)blockIdx.x * 37 - 70 + 16 * k), "r"((int)blockIdx.x * 9 - 5));
+        }
+        wait(&b, k & 1);
+        out[2 * k * n + i] = s[t], out[(2 * k + 1) * n + i] = s[128 + t];
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    box_plain(const __grid_constant__ TensorMap map, const __half* x, unsigned* out, int n) {
+    show_boxes(&map, out, n);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    box_swizzled(const __grid_constant__ TensorMap map, const __half* x, unsigned* out, int n) {
+    show_boxes(&map, out, n);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    box_filled(const __grid_constant__ TensorMap map, const __half* x, __half* out, int n) {
+    show_boxes(&map, (unsigned*)out, n);
+}
+
+// Three axes, 3 by 10 by 16 words, in boxes of 2 by 4 by 8; then a store of boxes that lie partly outside.
+extern "C" __global__ void __launch_bounds__(128)
+    box_of_three_axes(const __grid_constant__ TensorMap map, const int* x, int* out, int n) {
+    __shared__ __align__(128) int s[64];
+    __shared__ u64 b;
+    int t = threadIdx.x, i = blockIdx.x * 128 + t, block = blockIdx.x;
+    if (!t) {
+        init(&b, 1), expect(&b, 256);
+        LOAD_BOX("3d", s, &map, &b, "{%3, %4, %5}", "r"(block % 3 * 6 - 4), "r"(block * 5 - 2), "r"(block % 4 - 1));
+    }
+    __syncthreads();
+    wait(&b, 0);
+    out[i] = s[t % 64];
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    box_stores(const __grid_constant__ TensorMap map, const int* a, int* out, int n) {
+    __shared__ __align__(128) int s[128];
+    int t = threadIdx.x, block = blockIdx.x;
+    s[t] = a[block * 128 + t];
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
+    if (!t) {
+        asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+                     "r"(at(s)), "r"(block % 2 * 16 - 4), "r"(block / 2 * 8 - 3) : "memory");
+        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
 }

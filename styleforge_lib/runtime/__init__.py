@@ -5,8 +5,14 @@ The names are found on first use, so that the emulator, which lives in this pack
 
 import importlib
 
-_HOMES = {"compile_cuda": "kernel", "Module": "kernel", "Kernel": "kernel", "CompileError": "diagnostics"}
-__all__ = ["CompileError", "Kernel", "Module", "compile_cuda"]
+_HOMES = {
+    "compile_cuda": "kernel",
+    "Module": "kernel",
+    "Kernel": "kernel",
+    "CompileError": "diagnostics",
+    "tensor_map": "tensor_maps",
+}
+__all__ = ["CompileError", "Kernel", "Module", "compile_cuda", "tensor_map"]
 
 
 def __getattr__(name: str):

@@ -21,6 +21,7 @@ import torch
 
 from styleforge_lib.runtime.resources import MAX_THREADS_PER_BLOCK
 from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter
+from styleforge_lib.runtime.tensor_maps import TensorMap
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
@@ -40,7 +41,7 @@ def scalar(kernel: str, parameter: Parameter, value: object) -> int | float | by
     """Return `value` as `struct` packs it for the declared type: int, float, or the bytes of a struct."""
     where = f"kernel '{kernel}', {parameter}"
     if parameter.kind == "struct":
-        content = value.tobytes() if isinstance(value, (np.void, np.ndarray)) else value
+        content = value.tobytes() if isinstance(value, (np.void, np.ndarray, TensorMap)) else value
         if not isinstance(content, bytes):
             raise TypeError(
                 f"{where}: a struct by value is passed as bytes or a NumPy structured scalar, not {_kind(value)}"

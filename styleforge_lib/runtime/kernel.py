@@ -27,6 +27,7 @@ from styleforge_lib.runtime.compiler import cache_directory, compile_text
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.resources import Resources, limits
 from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_name, parse_signature
+from styleforge_lib.runtime.tensor_maps import TensorMap
 
 DEVICE_VARIABLE = "STYLEFORGE_DEVICE"
 EMULATED_ARCH = "sm_80"  # what is compiled where no card says otherwise: mma.m16n8k16, cp.async and bfloat16 are in it
@@ -247,6 +248,8 @@ class Kernel:
 
     def _host(self, parameter: Parameter, value: object):
         """Return what the emulator takes: a NumPy array that shares memory with `value`, or a NumPy scalar."""
+        if parameter.kind == "struct" and isinstance(value, TensorMap):
+            return value.emulated()
         if parameter.kind != "pointer":
             number = scalar(self.name, parameter, value)
             if parameter.kind == "struct":

@@ -18,9 +18,14 @@ import numpy as np
 
 from .lanes import Lanes
 from .mbarriers import MBarrier, Spot, fault_of, spots
-from .memory import POISON, Scattered, Site
+from .memory import POISON, SLOT_SHIFT, Scattered, Site
+from .tensor_maps import BYTES as MAP_BYTES
+from .tensor_maps import SWIZZLE_UNITS, TensorMap, decode
+from .warpgroups import swizzled
 
 ALIGNMENT = 16
+BOX_ALIGNMENT = 128  # of a box in shared memory
+NAN_FILL = (1 << 64) - 1  # a NaN in every floating type
 KIND = "bulk copy"
 _REDUCTIONS = {
     "add": np.add, "min": np.minimum, "max": np.maximum,
@@ -91,14 +96,17 @@ class BulkCopies:
             return spot.region.words[spot.offset // 4 : (spot.offset + length) // 4].copy()
         return spot.region.data[spot.offset : spot.offset + length].view(np.uint32).copy()
 
-    def send(self, target, size: np.ndarray, data: list, barrier, lanes: Lanes, site: Site) -> None:
-        """Send each lane's words on their way into shared memory, and to the mbarrier that counts them."""
+    def send(self, target, size: np.ndarray, data: list, barrier, lanes: Lanes, site: Site, units: int = 0) -> None:
+        """Send each lane's words on their way into shared memory, and to the mbarrier that counts them.
+
+        units: 0 for a range; for a box, the 16-byte pieces of a row that its swizzle exchanges.
+        """
         barriers = list(self.batch.mbarriers.spots(barrier, lanes, site))
         owner = np.zeros(lanes.count, np.int64)  # which barrier, and in which block it lies
         home = np.zeros(lanes.count, np.int64)
         for number, (spot, _) in enumerate(barriers):
             owner[spot.place], home[spot.place] = number, spot.block
-        for spot in self._spots(target, size, lanes, site):
+        for spot in self._spots(target, size, lanes, site, BOX_ALIGNMENT if units else ALIGNMENT):
             key = size[spot.place] * len(barriers) + owner[spot.place]
             for one in np.unique(key).tolist():
                 length, number = divmod(one, len(barriers))
@@ -108,7 +116,7 @@ class BulkCopies:
                 alike = all(row is rows[0] for row in rows)
                 load = Load(
                     barriers[number][1], home[places], spot.region,
-                    np.arange(spot.offset // 4, (spot.offset + length) // 4), spot.block[chosen],
+                    _words(spot, length, units), spot.block[chosen],
                     np.broadcast_to(rows[0], (len(rows), length // 4)) if alike else np.stack(rows), length, self.count,
                 )  # fmt: skip
                 self.begin(load, spot.thread[chosen], site)
@@ -142,6 +150,70 @@ class BulkCopies:
 
     # --- from shared memory ----------------------------------------------------------------------------------------
 
+    # --- boxes of a tensor -----------------------------------------------------------------------------------------
+
+    def load_box(self, target, tensor, corner: tuple, barrier, lanes: Lanes, read: Site, write: Site) -> None:
+        """cp.async.bulk.tensor.shared.global: a box at some coordinates; what lies outside is filled."""
+        for content, part in self._maps(tensor, lanes, read):
+            data = []
+            for where, region in self._boxes(content, corner, part, lanes, read):
+                row = np.full(where.size, NAN_FILL if content.nan else 0, np.uint64).astype(f"u{content.element}")
+                inside = where >= 0
+                row[inside] = _elements(region, content.element)[where[inside] // content.element]
+                data.append(row.view(np.uint32))
+            if self.batch.trace is not None:
+                self.batch.trace.copied(read, "global", np.full(part.count, content.bytes))
+            size = np.full(part.count, content.bytes)
+            to, bars = (tuple(self._seen_by(part, lanes, value) for value in one) for one in (target, barrier))
+            self.send(to, size, data, bars, part, write, SWIZZLE_UNITS[content.swizzle])
+
+    def store_box(self, tensor, corner: tuple, source, lanes: Lanes, read: Site, write: Site) -> None:
+        """cp.async.bulk.tensor.global.shared: what lies outside is left out."""
+        for content, part in self._maps(tensor, lanes, write):
+            targets = []
+            for where, region in self._boxes(content, corner, part, lanes, write):
+                bytes_ = where[:, None] + np.arange(content.element)
+                targets.append((region, np.where(where[:, None] < 0, -1, bytes_).reshape(-1)))
+            if self.batch.trace is not None:
+                self.batch.trace.copied(write, "global", np.full(part.count, content.bytes))
+            size = np.full(part.count, content.bytes)
+            at = tuple(self._seen_by(part, lanes, value) for value in source)
+            self._take(at, size, targets, None, None, part, read, SWIZZLE_UNITS[content.swizzle])
+
+    @staticmethod
+    def _seen_by(part: Lanes, lanes: Lanes, value):
+        """Return what some lanes of a set see of one of its values."""
+        if part is lanes or not isinstance(value, np.ndarray):
+            return value
+        return lanes.expand(value).reshape(-1)[np.searchsorted(lanes.positions(), part.positions())]
+
+    def _maps(self, tensor, lanes: Lanes, site: Site):
+        """Yield the tensor maps that lanes point to, with the lanes."""
+        value, offset, space = tensor
+        located = list(spots(self.batch.memory.locate(value, offset, space, lanes, site), lanes))
+        for spot in located:
+            content = decode(spot.region.data[spot.offset : spot.offset + MAP_BYTES].tobytes())
+            if content is None:
+                raise fault_of(self.batch, "tensor map", site, spot, np.True_, lambda _, s=spot: (
+                    f"{s.region.name} has no tensor map at byte {s.offset}: pass one that tensor_map() made, as a "
+                    "parameter by value"
+                ))  # fmt: skip
+            yield content, lanes if len(located) == 1 else spot.lanes
+
+    def _boxes(self, content: TensorMap, corner: tuple, part: Lanes, lanes: Lanes, site: Site):
+        """Yield, for each lane, where the elements of its box lie in an array (-1: outside), and the array."""
+        region = self.batch.memory.regions[content.address >> SLOT_SHIFT]
+        if len(corner) != len(content.box):
+            raise fault_of(
+                self.batch, "tensor map", site, Spot(region, 0, *_who(part), np.arange(part.count), part), np.True_,
+                lambda _: f"the map has {len(content.box)} axes, and the instruction {len(corner)}",
+            )  # fmt: skip
+        corners = [part.expand(self._seen_by(part, lanes, value)).reshape(-1).astype(np.int64) for value in corner]
+        start = content.address - region.base
+        for lane in range(part.count):
+            where = content.offsets(tuple(int(values[lane]) for values in corners))
+            yield np.where(where < 0, -1, where + start), region
+
     def store(self, target, source, size, operation, dtype, lanes: Lanes, read: Site, write: Site) -> None:
         """cp.async.bulk.global.shared, or with an operation cp.reduce.async.bulk."""
         size = lanes.expand(size).reshape(-1).astype(np.int64)
@@ -154,11 +226,15 @@ class BulkCopies:
             for place in spot.place.tolist():
                 start = spot.offset
                 targets[place] = (spot.region, slice(start, start + int(size[place])))
+        self._take(source, size, targets, operation, dtype, lanes, read)
+
+    def _take(self, source, size, targets: list, operation, dtype, lanes: Lanes, read: Site, units: int = 0) -> None:
+        """Note what is to be copied out of shared memory."""
         positions = lanes.positions()
-        for spot in self._spots(source, size, lanes, read):
+        for spot in self._spots(source, size, lanes, read, BOX_ALIGNMENT if units else ALIGNMENT):
             for length in np.unique(size[spot.place]).tolist():
                 chosen = np.flatnonzero(size[spot.place] == length)
-                words = np.arange(spot.offset // 4, (spot.offset + length) // 4)
+                words = _words(spot, length, units)
                 position = positions[spot.place[chosen]]
                 store = Store(
                     spot.region, words, spot.block[chosen], position, self.committed.reshape(-1)[position],
@@ -215,7 +291,7 @@ class BulkCopies:
 
     # --- what both need --------------------------------------------------------------------------------------------
 
-    def _spots(self, address, size: np.ndarray, lanes: Lanes, site: Site):
+    def _spots(self, address, size: np.ndarray, lanes: Lanes, site: Site, alignment: int = ALIGNMENT):
         """Yield where lanes point, after a look at alignment and at the ends of the array."""
         value, offset, space = address
         where = self.batch.memory.locate(value, offset, space, lanes, site)
@@ -224,11 +300,11 @@ class BulkCopies:
         for spot in spots(where, lanes):
             here = size[spot.place]
             start = spot.offset + spot.region.base
-            bad = (here | start) % ALIGNMENT != 0
+            bad = (here % ALIGNMENT != 0) | (start % alignment != 0)
             if bad.any():
                 raise fault_of(self.batch, "misaligned", site, spot, bad, lambda i, s=spot, n=here: (
-                    f"{int(n[i])} bytes at byte {s.offset} of {s.region.name}: the address and the size must be "
-                    f"multiples of {ALIGNMENT}"
+                    f"{int(n[i])} bytes at byte {s.offset} of {s.region.name}: the address must be a multiple of "
+                    f"{alignment}, and the size of {ALIGNMENT}"
                 ))  # fmt: skip
             outside = (spot.offset < 0) | (spot.offset + here > spot.region.size)
             if outside.any():
@@ -239,6 +315,24 @@ class BulkCopies:
         if self.batch.trace is not None:
             (kind,) = kinds if len(kinds) == 1 else ("global",)
             self.batch.trace.copied(site, kind, size)
+
+
+def _words(spot: Spot, length: int, units: int) -> np.ndarray:
+    """Return the words of a range of shared memory, in the order of the data that a swizzle of a box lays there."""
+    if units <= 1:
+        return np.arange(spot.offset // 4, (spot.offset + length) // 4)
+    pieces = swizzled(spot.region.base + spot.offset + np.arange(0, length, ALIGNMENT), units) - spot.region.base
+    return (pieces[:, None] // 4 + np.arange(4)).reshape(-1)
+
+
+def _elements(region, width: int) -> np.ndarray:
+    """Return a region as elements of some bytes."""
+    return region.data[: region.data.size // width * width].view(f"u{width}")
+
+
+def _who(lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
+    """Return block and thread of each lane."""
+    return lanes.expand(lanes.block).reshape(-1), lanes.expand(lanes.thread).reshape(-1)
 
 
 def _part(load: Load, mask: np.ndarray) -> Load:

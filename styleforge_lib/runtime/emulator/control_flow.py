@@ -100,7 +100,7 @@ def read(instruction: Instruction) -> Iterator[str]:
     first = 0 if instruction.opcode in WITHOUT_RESULT and not _is_reduction_barrier(instruction) else 1
     for operand in instruction.operands[first:]:
         yield from _names(operand)
-    if first and instruction.operands and isinstance(instruction.operands[0], Mem):
+    if first and instruction.operands and isinstance(instruction.operands[0], (Mem, TensorMem)):
         yield from _names(instruction.operands[0])
     if first and instruction.opcode == "wgmma" and instruction.operands:
         yield from _names(instruction.operands[0])  # the accumulator is added to

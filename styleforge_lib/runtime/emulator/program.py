@@ -21,6 +21,7 @@ from .faults import unsupported
 from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
 from .schedule import LANES_PER_BATCH, Batch, Pulse
+from .tensor_maps import TensorMap
 from .translate import KernelCode, compile_block, translate_block
 from .translate.floats import Underflow, forget_operands
 
@@ -301,7 +302,7 @@ class Program:
             grid: blocks in x, y, z (missing ones are 1).
             block: threads in x, y, z.
             args: one per parameter: a C-contiguous NumPy array (passed as a pointer, changed in place), a NumPy scalar
-                of the parameter's size, or the parameter's raw bytes.
+                of the parameter's size, a `tensor_maps.TensorMap`, or the parameter's raw bytes.
             shared_bytes: size of `extern __shared__` memory.
             cooperative: all blocks run at once, and `cooperative_groups::this_grid().sync()` makes them wait for each
                 other. Whether a card has room for them is the caller's to check.
@@ -384,6 +385,11 @@ class Program:
                 regions[slot] = region
                 slot += 1
                 raw = region.base.to_bytes(8, "little")
+            elif isinstance(value, TensorMap):
+                region = _array_region(label, slot, value.array)
+                regions[slot] = region
+                slot += 1
+                raw = value.encode(region.base)
             elif isinstance(value, np.generic):
                 raw = value.tobytes()
             elif isinstance(value, (bytes, bytearray, memoryview)):

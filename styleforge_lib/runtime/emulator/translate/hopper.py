@@ -5,7 +5,7 @@ The barriers are `emulator.mbarriers`, the copies `emulator.bulk_copies`, the pr
 
 from __future__ import annotations
 
-from ..parse import Imm, Mem, Reg, Sym, Vec
+from ..parse import Imm, Mem, Reg, Sym, TensorMem, Vec
 from ..warpgroups import Shape
 from .emitter import rule, wait_rule
 
@@ -136,6 +136,9 @@ def bulk_copy(e, ins, m) -> None:
         return  # of the L2 cache: no value changes
     hinted = m.flag("L2_cache_hint")
     operands = list(ins.operands[:-1] if hinted else ins.operands)
+    if m.flag("tensor"):
+        _box(e, ins, m, operands)
+        return
     if m.flag("bulk_group"):
         m.one_of("global") or m.refuse(_COPY_HINT)
         m.one_of("shared_cta") or m.refuse(_COPY_HINT)
@@ -160,6 +163,35 @@ def bulk_copy(e, ins, m) -> None:
     del to
     where = f"{address(e, target, 'shared')}, {address(e, source, source_space)}, {e.use(size, 'u32')}"
     e.line(f"m.bulk.load({where}, {address(e, barrier, 'shared')}, L, {read}, {write})")
+
+
+_BOX_HINT = (
+    "Use cp.async.bulk.tensor.1d to .5d, .shared::cluster.global.tile.mbarrier::complete_tx::bytes or "
+    ".global.shared::cta.tile.bulk_group."
+)
+
+
+def _box(e, ins, m, operands: list) -> None:
+    """Translate cp.async.bulk.tensor; `tensor` has been taken."""
+    axes = m.one_of("1d", "2d", "3d", "4d", "5d") or m.refuse(_BOX_HINT)
+    m.flag("tile")
+    stores = m.flag("bulk_group")
+    known = (["global", "shared_cta"],) if stores else (["shared_cluster", "global"], ["shared_cta", "global"])
+    loads = not stores and m.flag("mbarrier_complete_tx_bytes")
+    if "reduce" in ins.modifiers or not (stores or loads) or m.left not in known or len(operands) != 3 - stores:
+        m.refuse(_BOX_HINT)
+    tensor, other = (operands[0], operands[1]) if stores else (operands[1], operands[0])
+    if not isinstance(tensor, TensorMem) or len(tensor.coordinates) != int(axes[0]):
+        m.refuse(f"Its coordinates must be {axes[0]}.")
+    corner = ", ".join(e.use(value, "s32") for value in tensor.coordinates)
+    verbs = (("shared", "load"), ("global", "store")) if stores else (("global", "load"), ("shared", "store"))
+    read, write = (e.code.site(ins, space, verb, 16) for space, verb in verbs)
+    where, held = address(e, tensor, "generic"), address(e, other, "shared")
+    if stores:
+        e.line(f"m.bulk.store_box({where}, ({corner},), {held}, L, {read}, {write})")
+    else:
+        counted = address(e, operands[2], "shared")
+        e.line(f"m.bulk.load_box({held}, {where}, ({corner},), {counted}, L, {read}, {write})")
 
 
 def _reduction(m, ins) -> tuple[str | None, str]:

@@ -28,7 +28,7 @@ struct Sums {
     static_assert(TOTAL % S::columns == 0 && (S::columns % S::c_out == 0 || S::c_out % S::columns == 0), "passes");
     static_assert(WARP_N % S::c_out == 0 || S::c_out % WARP_N == 0, "a warp has whole phases, or part of one");
 
-    const Place& at;
+    const Place at;
     const unsigned staging;  // address of STAGING_BYTES of shared memory
     double2* const columns_done;  // WARPS_M * COLUMNS sums and sums of squares, in shared memory
     const int warp_m, warp_n;
@@ -55,9 +55,9 @@ struct Sums {
         if constexpr (S::statistics) gather_sums();
         __syncthreads();  // all have read what lay in the staging area, and written their sums
         stage_output();
+        if constexpr (S::statistics) add_sums(pass);
         __syncthreads();
         write_output(pass);
-        if constexpr (S::statistics) add_sums(pass);
     }
 
     // A sum's place: lane = 4 * g + t holds in sums[mt][nt][i] pixel 16 * mt + 8 * (i / 2) + g of the warp's, and
@@ -126,16 +126,16 @@ struct Sums {
         return v;
     }
 
+    __device__ long long* planes() const { return at.layer.sums + (long long)at.image * PLANE_WORDS; }
+
     // After a barrier: the sums of the block's warps and phases, in a fixed order, to the planes.
     __device__ void add_sums(int pass) {
         constexpr int WIDTH = S::columns < S::c_out ? S::columns : S::c_out;
-        const Layer& l = at.layer;
-        long long* planes = l.sums + (long long)at.image * PLANE_WORDS;
         for (int c = at.thread; c < WIDTH; c += S::threads) {
             double2 all = {};
             for (int i = 0; i < S::warps_m * PASS_PHASES; i++)
                 all = {all.x + columns_done[i * WIDTH + c].x, all.y + columns_done[i * WIDTH + c].y};
-            add_to_plane(planes, S::c_out, pass * S::columns % S::c_out + c, at.tile, all);
+            add_to_plane(planes(), S::c_out, pass * S::columns % S::c_out + c, at.tile, all);
         }
     }
 

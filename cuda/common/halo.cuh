@@ -23,7 +23,7 @@ struct Halo {
     static_assert(GROUPS <= S::threads, "a thread for each group of a pixel");
     static_assert(!S::materialise || S::stride == 1, "what is written as well is the input, pixel by pixel");
 
-    const Place& at;
+    const Place at;
     const unsigned base;  // address in shared memory
 
     static __device__ int place(int y, int x) { return y * PITCH + x % S::stride * SIDE + x / S::stride; }

@@ -59,8 +59,10 @@ struct Layer {
     int out_height, out_width;  // of what tiles are cut from: the output, or before upsampling the input
 };
 
+// Held by value wherever it is used: a struct that others point into would lie in local memory, and so would the sums
+// beside it.
 struct Place {
-    const Layer& layer;
+    Layer layer;
     int thread, lane, warp, image, tile;
     int y0, x0;  // the tile's first pixel
 

@@ -8,6 +8,7 @@ _HOMES = {
     "CompileError": "styleforge_lib.runtime.diagnostics",
     "FusedInstanceNorm2d": "styleforge_lib.nn",
     "TransformerNet": "styleforge_lib.models.transformer_net",
+    "accelerate": "styleforge_lib.accelerate",
     "compile_cuda": "styleforge_lib.runtime.kernel",
     "list_styles": "styleforge_lib.models.checkpoints",
     "load_style": "styleforge_lib.models.checkpoints",

@@ -15,15 +15,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from styleforge_lib.models.transformer_net import TransformerNet
 from styleforge_lib.ops.convolution import architecture, kernel_for, prepare
-from styleforge_lib.ops.elementwise import is_watched
+from styleforge_lib.ops.elementwise import emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import PICTURE_TYPES, Layer, Norm, plane_sums
-from styleforge_lib.runtime.kernel import chosen_device
 
 SHAPES_KEPT = 8  # plans of so many shapes are kept, the least recently used goes first
 BLOCKS = 5  # residual blocks
@@ -118,8 +118,8 @@ class AcceleratedTransformerNet(TransformerNet):
 
     def _why_not(self, device: torch.device) -> str:
         """Return why no kernel computes on this device; nothing where they do."""
-        if device.type != "cuda" and not (device.type == "cpu" and chosen_device() == "emulator" and _asked_for()):
-            return f"the network lies on {device.type}; there is no kernel for it (move it to a GPU)"
+        if device.type != "cuda" and not (device.type == "cpu" and emulator_asked_for()):
+            return f"the network lies on {device.type}, for which there is no kernel: move it to a GPU"
         arch = architecture(device)
         try:
             for step in layers_of(self, self.numbers, torch.float32, torch.float32):
@@ -175,13 +175,6 @@ class AcceleratedTransformerNet(TransformerNet):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._lock = threading.Lock()
-
-
-def _asked_for() -> bool:
-    """Whether the emulator was asked for by name: nobody waits for it by accident."""
-    import os
-
-    return os.environ.get("STYLEFORGE_DEVICE", "").strip().lower() == "emulator"
 
 
 def _check_pictures(x: torch.Tensor) -> None:
@@ -275,7 +268,7 @@ class Arena:
     A quarter is a tensor of the residual blocks. [0, 4) full, or quarter, inner, even, odd; [4, 6) half.
     """
 
-    PLACES = {"full": 0, "quarter": 0, "inner": 1, "even": 2, "odd": 3, "half": 4}
+    PLACES: ClassVar[dict[str, int]] = {"full": 0, "quarter": 0, "inner": 1, "even": 2, "odd": 3, "half": 4}
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
         images, _, height, width = shape
@@ -354,10 +347,7 @@ class Plan:
                 stream.wait_event(self._done)
             self._done = self._done or torch.cuda.Event()
             self._calls += 1
-            if self._calls == 1:
-                out = self.launch(x)
-            else:
-                out = self._replay(x)
+            out = self.launch(x) if self._calls == 1 else self._replay(x)
             self._done.record(stream)
             return out
 

@@ -69,7 +69,7 @@ def kernel_applies(
     if is_watched(*inputs):
         return False
     x = inputs[0]
-    emulated = x.device.type == "cpu" and os.environ.get(DEVICE_VARIABLE, "").strip().lower() == "emulator"
+    emulated = x.device.type == "cpu" and emulator_asked_for()
     if not (x.is_cuda or emulated) or x.dtype not in dtypes or not x.numel():
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
@@ -79,6 +79,11 @@ def kernel_applies(
         all(tensor.is_contiguous(memory_format=layout) for tensor in tensors)
         for layout in ((torch.contiguous_format, torch.channels_last) if x.dim() == 4 else (torch.contiguous_format,))
     )
+
+
+def emulator_asked_for() -> bool:
+    """Return whether STYLEFORGE_DEVICE names the emulator: nobody is to wait for it by accident."""
+    return os.environ.get(DEVICE_VARIABLE, "").strip().lower() == "emulator"
 
 
 def is_watched(*tensors: torch.Tensor) -> bool:

@@ -113,10 +113,17 @@ struct Sums {
                     }
                 sum = across_rows(sum);
                 squares = across_rows(squares);
-                if (at.lane / 4 == 0)
-                    columns_done[warp_m * S::columns + column_of(nt, i)] =
-                        n > 0.0f ? tile_sums(n, first, sum, squares) : double2{};
+                const double2 done = tile_sums(n, n > 0.0f ? first : 0.0f, sum, squares);
+                store_if(at.lane / 4 == 0, columns_done + warp_m * S::columns + column_of(nt, i), done);
             }
+    }
+
+    // A store that is no branch: the compiler makes two loops of a loop with a branch in it, and threads of one warp must
+    // not meet in shuffles of different loops.
+    static __device__ void store_if(bool wanted, double2* to, double2 v) {
+        asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v2.f64 [%1], {%2, %3};}" ::"r"((int)wanted),
+                     "r"(shared_address(to)), "d"(v.x), "d"(v.y)
+                     : "memory");
     }
 
     template <typename Number>

@@ -4,9 +4,9 @@
 
 How it works, in the order of the files: `parse` (text to instructions), `inline` and `calls`, `control_flow` (blocks,
 liveness, reconvergence order), `translate` (a block becomes a Python function over arrays), `lanes` (sets of threads),
-`memory`, `atomics` and `bfloat16`, `warps`, `system` (printf, assert), `schedule` (who runs next), `barriers`,
-`metrics`, `arithmetic`, `races`, `addresses` and `timeline` (what the x-ray shows), `program` (the public face),
-`faults`.
+`memory`, `atomics`, `float16`, `bfloat16`, `warps`, `system` (printf, assert), `schedule` (who runs next), `barriers`,
+`metrics`, `arithmetic`, `races` with `shadows` and `alike`, `addresses` and `timeline` (what the x-ray shows),
+`translation_cache`, `program` (the public face), `faults`.
 """
 
 from .faults import EmulatorFault, Race

@@ -263,6 +263,11 @@ class RaceDetector:
 
     def _colliding(self, where, value, space: str, at, site: Site, thread, block, offset) -> None:
         """Lanes of one instruction that write different values to one place."""
+        lane = np.arange(where.size)
+        last = np.empty(int(where.max()) + 1, np.int64)  # costs only what is touched
+        last[where] = lane
+        if np.array_equal(last[where], lane):
+            return  # each has a place of its own
         order = np.argsort(where, kind="stable")
         same = (where[order][1:] == where[order][:-1]) & (value[order][1:] != value[order][:-1])
         if not same.any():

@@ -9,6 +9,7 @@ from .eight_bits import KINDS as EIGHT_BITS
 from .eight_bits import eight_bit_convert
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
 from .floats import _directed, wide
+from .halves import wide_half
 
 _INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 _FLOATS = ("f16", "f32", "f64")
@@ -71,7 +72,7 @@ def _from_integer(e, value: str, target: str, source: str, rounding: str | None,
         return f"saturate({value}.astype({name}))"
     if rounding in (None, "rn"):
         if target == "f16":
-            return f"{value}.astype(F8).astype(F2)"
+            return f"halved({value}.astype(F8))"
         return f"{value}.astype({name})"
     return f"directed_from_integer({value}, {name}, {rounding!r})"
 
@@ -139,9 +140,11 @@ def _float_to_float(e, value: str, target: str, source: str, rounding, saturated
         function = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[rounding]
         expression = f"np.{function}({value})"
     elif BITS[target] >= BITS[source]:
-        expression = f"{value}.astype({name})" if target != source else value
+        if source == "f16" and target != source:
+            value = wide_half(e, value)
+        expression = f"{value}.astype({name})" if target not in (source, "f32") else value
     elif rounding in (None, "rn"):
-        expression = f"{value}.astype({name})"
+        expression = f"halved({value})" if target == "f16" else f"{value}.astype({name})"
     else:
         exact = value if source == "f64" else wide(e, value)
         expression = f"directed_float({exact}, {name}, {rounding!r})"
@@ -163,7 +166,7 @@ def _pair(e, ins, m) -> None:
     halves = []
     for source in (ins.operands[2], ins.operands[1]):
         value = e.use(source, "f32")
-        text = f"{value}.astype(F2)" if rounding == "rn" else f"directed_float({wide(e, value)}, F2, 'rz')"
+        text = f"halved({value})" if rounding == "rn" else f"directed_float({wide(e, value)}, F2, 'rz')"
         halves.append(f"extreme({text}, {e.constant(0, 'f16')}, True, False)" if relu else text)
     e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "f16x2")
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..float16 import halved, widened
 from .brain_floats import brain_binary, brain_extreme, brain_fused, is_brain
 from .emitter import helper
 
 _KINDS = ("f16", "f16x2")
+helper(widened)
+helper(halved)
 
 
 @helper
 def half_of(pair, which):
     """One float16 of a pair."""
-    return (pair >> np.uint32(16 * which)).astype(np.uint16).view(np.float16)
+    return (pair >> np.uint32(16) if which else pair).astype(np.uint16).view(np.float16)
 
 
 @helper
@@ -51,8 +54,16 @@ def _apply(e, ins, kind: str, expression, sources, ftz: bool = False) -> None:
     halves = []
     for which in (0, 1):
         names = [flushed(e.form(pair, f"half{which}", f"half_of({pair}, {which})")) for pair in pairs]
-        halves.append(result(expression(*names)))
-    e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "f16x2")
+        halves.append(e.new(result(expression(*names))))
+    found = e.new(f"joined({halves[0]}, {halves[1]})", only_if_used=True)
+    e.forms.update({(found, f"half{which}"): half for which, half in enumerate(halves)})
+    e.set(ins.operands[0], found, "f16x2")
+
+
+def wide_half(e, name: str, kind: str = "f32") -> str:
+    """Return a float16 value as a wider float, converted once per block."""
+    wide = e.form(name, "widened", f"widened({name})")
+    return wide if kind == "f32" else e.form(wide, "F8", f"{wide}.astype(F8)")
 
 
 def half_binary(e, ins, m) -> None:
@@ -65,8 +76,8 @@ def half_binary(e, ins, m) -> None:
     ftz, sat = m.flag("ftz"), m.flag("sat")
     m.finish()
     sign = {"add": "+", "sub": "-", "mul": "*"}[ins.opcode]
-    shape = "saturate({} {} {})" if sat else "({} {} {})"
-    _apply(e, ins, kind, lambda a, b: shape.format(a, sign, b), ins.operands[1:3], ftz)
+    shape = "saturate(halved({} {} {}))" if sat else "halved({} {} {})"
+    _apply(e, ins, kind, lambda a, b: shape.format(wide_half(e, a), sign, wide_half(e, b)), ins.operands[1:3], ftz)
 
 
 def half_fused(e, ins, m) -> None:
@@ -80,7 +91,8 @@ def half_fused(e, ins, m) -> None:
     m.finish()
 
     def expression(a: str, b: str, c: str) -> str:
-        text = f"({a}.astype(F8) * {b}.astype(F8) + {c}.astype(F8)).astype(F2)"
+        a, b, c = (wide_half(e, name, "f64") for name in (a, b, c))
+        text = f"halved({a} * {b} + {c})"
         if relu:
             text = f"extreme({text}, {e.constant(0, 'f16')}, True, True)"
         return f"saturate({text})" if sat else text

@@ -15,6 +15,7 @@ from .brain_floats import single as brain_single
 from .comparisons import operand
 from .emitter import helper, rule
 from .floats import finish
+from .halves import wide_half
 
 _FUNCTIONS = {"ex2": "exp2", "tanh": "tanh"}
 
@@ -100,7 +101,7 @@ def _half(e, ins, kind, ftz: bool):
 
     def result(name: str) -> str:
         name = f"flush_half({name})" if ftz else name
-        text = f"np.{function}({name}.astype(F4)).astype(F2)"
+        text = f"halved(np.{function}({wide_half(e, name)}))"
         return f"flush_half({text})" if ftz else text
 
     if kind == "f16":

@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from ..control_flow import read
+from ..float16 import halved
 from ..warps import WarpForm, Warps
 from .emitter import helper, rule
 from .matrices import TF32, elements, items, whole_form
@@ -149,7 +150,7 @@ def tile_product(a, b, c, kind, saturates):
     product = product.reshape(*product.shape[:2], *c.shape[2:])
     if kind in ("f16", "f32"):
         total = np.add(product, c, out=product if product.shape == c.shape else None)
-        total = total.astype(np.float16 if kind == "f16" else np.float32)
+        total = halved(total) if kind == "f16" else total.astype(np.float32)
     else:
         total = product.astype(np.int64) + c
         if saturates:

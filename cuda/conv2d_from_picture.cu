@@ -14,6 +14,7 @@
 // banks      ldmatrix wants rows at multiples of 16 bytes, and pixels of 8 lie there only if even. So the halo of 16-bit
 //            numbers is stored twice, the second time one pixel earlier and half the banks further.
 #include "common/layer.cuh"
+#include "common/pictures.cuh"
 
 #ifndef PICTURE
 #define PICTURE unsigned char
@@ -42,12 +43,6 @@ static_assert(S::columns == S::c_out && S::warps_n == 1, "one pass");
 // The chunk's first pixel, beyond a pixel's first.
 __device__ inline int chunk_pixel(int chunk) {
     return chunk < S::kernel * ROW_CHUNKS ? chunk / ROW_CHUNKS * PITCH + chunk % ROW_CHUNKS * COPIES : 0;
-}
-
-__device__ inline float number_of(unsigned char v) { return (float)v; }
-template <typename P>
-__device__ float number_of(P v) {
-    return to_float(v);
 }
 
 __device__ void load_picture(const Place& at, const PICTURE* picture, unsigned halo) {

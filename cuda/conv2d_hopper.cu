@@ -187,8 +187,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             barrier_wait(shared_address(full + stage), step / STAGES % 2);
             wgmma_fence();
             const int start = begin + tap_place(tap / TAPS_X, tap % TAPS_X);
-            const unsigned long long a = tile_address(rows + stage * STEP, 8 * ROW);
-            const unsigned long long b = tile_address(tile + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
+            const unsigned long long a = tile_address<ROW>(rows + stage * STEP, 8 * ROW);
+            const unsigned long long b = tile_address<ROW>(tile + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
 #pragma unroll
             for (int k = 0; k < (PAIRS && tap % TAPS_X == 1 ? 2 : 4); k++)  // 16 numbers, 32 bytes further on
                 Wgmma<TYPE>::m64n128k16(d, a + 2 * k, b + 2 * k);

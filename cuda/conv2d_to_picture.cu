@@ -12,6 +12,7 @@
 //            for all columns q of the halo; then out[y][x][k] = sum over dx of P[y][x + dx][3 * dx + k], in the epilogue.
 // numbers    the shifted sum adds float32 in the order of dx.
 #include "common/layer.cuh"
+#include "common/pictures.cuh"
 
 #ifndef PICTURE
 #define PICTURE float
@@ -78,15 +79,6 @@ __device__ void store_sums(const Place& at, const float (&sums)[MT][NT][4], floa
                 const int pixel = (at.warp * MT + mt) * 16 + i / 2 * 8 + at.lane / 4;  // of tile_h * HALO_W
                 if (column < USED_COLUMNS) p[pixel * PITCH + column] = sums[mt][n][i];
             }
-}
-
-template <typename P>
-__device__ P picture_of(float v) {
-    return to<P>(v);
-}
-template <>
-__device__ inline unsigned char picture_of<unsigned char>(float v) {
-    return (unsigned char)__float2int_rn(fminf(fmaxf(v, 0.0f), 255.0f));  // fmaxf(NaN, 0) is 0
 }
 
 __device__ void write_picture(const Place& at, const float* p, const float* bias, PICTURE* out) {

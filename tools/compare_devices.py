@@ -53,7 +53,15 @@ BLOCK = 256
 SIZES = (1, 257, 4099)
 WHOLE = (256, 4096)  # sizes of whole blocks
 # Kernels of packed weights and many macros, which `check_convolutions.py` holds against float64 on either device.
-ELSEWHERE = ("close_planes", "conv2d", "conv2d_hopper", "upsample_conv2d", "conv2d_from_picture", "conv2d_to_picture")
+ELSEWHERE = (
+    "close_planes",
+    "conv2d",
+    "conv2d_hopper",
+    "conv2d_hopper_pictures",
+    "upsample_conv2d",
+    "conv2d_from_picture",
+    "conv2d_to_picture",
+)
 MARGIN = 64  # elements before and behind every array
 POISON = 0x7FF5  # as 16, 32 or 64 bits a NaN: what outputs hold before the launch
 EXAMPLES = 3  # differing elements that a report shows

@@ -5,13 +5,13 @@
 //   barrier_init / expect / wait            an mbarrier: threads and bytes arrive, a phase completes, its parity flips
 //   bulk_copy(to, from, bytes, barrier)     global to shared memory by the copy engine; the bytes arrive at the barrier
 //   fence_async()                           what this thread stored in shared memory may be read by the engines
-//   Wgmma<T>::m64n128k16(d, a, b)           d[64 x 128] += A[64 x 16] B[16 x 128], both from shared memory
+//   Wgmma<T>::m64n128k16(d, a, b)           d[64 x 128] += A[64 x 16] B[16 x 128], both from shared memory; m64n64k16
 //   wgmma_fence / commit / wait<N>          before the first product; a group of products; all but the last N groups
-//   tile_address(address, stride)           descriptor of a tile whose rows are 128 bytes, swizzled; stride: bytes from
-//                                           one group of eight rows to the next
+//   tile_address<ROW>(address, stride)      descriptor of a tile whose rows are ROW (128 or 64) bytes, swizzled; stride:
+//                                           bytes from one group of eight rows to the next
 //
 // swizzle    The 16-byte group g of a 128-byte row lies at g ^ (bits 7 to 9 of the row's address), so that eight rows'
-//            groups of equal number fall into eight different banks. It is a function of the address alone: a tile may
+//            groups of equal number fall into eight different banks; in rows of 64 bytes at g ^ (bits 7 and 8). It is a function of the address alone: a tile may
 //            start at any row of a larger one, and that is how one copy of the pixels serves nine taps of a convolution.
 // source     PTX ISA, "Asynchronous warpgroup level matrix instructions" and "mbarrier".
 #pragma once
@@ -48,9 +48,11 @@ __device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, 
 
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__device__ inline unsigned long long tile_address(unsigned address, unsigned stride) {
-    constexpr unsigned long long SWIZZLE_128 = 1ull << 62, UNUSED = 1ull << 16;  // the leading offset, with this swizzle
-    return address >> 4 | UNUSED | static_cast<unsigned long long>(stride >> 4) << 32 | SWIZZLE_128;
+template <int ROW>
+__device__ unsigned long long tile_address(unsigned address, unsigned stride) {
+    constexpr unsigned long long SWIZZLE = (ROW == 128 ? 1ull : 2ull) << 62, UNUSED = 1ull << 16;  // the leading offset
+    static_assert(ROW == 128 || ROW == 64);
+    return address >> 4 | UNUSED | static_cast<unsigned long long>(stride >> 4) << 32 | SWIZZLE;
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -62,7 +64,7 @@ __device__ inline void wgmma_wait() {
 
 #define EIGHT(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
                     "+f"(d[i + 6]), "+f"(d[i + 7])
-#define WGMMA_M64N128K16(type)                                                                                    \
+#define WGMMA_M64N128K16(type)                                                                                       \
     asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                       \
                  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
                  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "   \
@@ -71,23 +73,30 @@ __device__ inline void wgmma_wait() {
                  : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40), EIGHT(d, 48),   \
                    EIGHT(d, 56)                                                                                      \
                  : "l"(a), "l"(b))
+#define WGMMA_M64N64K16(type)                                                                                        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                        \
+                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
+                 "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"                  \
+                 : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24)                                              \
+                 : "l"(a), "l"(b))
 
 template <typename T>
 struct Wgmma;
 
 template <>
 struct Wgmma<__half> {
-    __device__ static void m64n128k16(float (&d)[64], unsigned long long a, unsigned long long b) {
-        WGMMA_M64N128K16("f16");
-    }
+    using Address = unsigned long long;
+    __device__ static void m64n128k16(float (&d)[64], Address a, Address b) { WGMMA_M64N128K16("f16"); }
+    __device__ static void m64n64k16(float (&d)[32], Address a, Address b) { WGMMA_M64N64K16("f16"); }
 };
 
 template <>
 struct Wgmma<__nv_bfloat16> {
-    __device__ static void m64n128k16(float (&d)[64], unsigned long long a, unsigned long long b) {
-        WGMMA_M64N128K16("bf16");
-    }
+    using Address = unsigned long long;
+    __device__ static void m64n128k16(float (&d)[64], Address a, Address b) { WGMMA_M64N128K16("bf16"); }
+    __device__ static void m64n64k16(float (&d)[32], Address a, Address b) { WGMMA_M64N64K16("bf16"); }
 };
 
 #undef WGMMA_M64N128K16
+#undef WGMMA_M64N64K16
 #undef EIGHT

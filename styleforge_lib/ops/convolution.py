@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from styleforge_lib.ops import conv2d_hopper
+from styleforge_lib.ops.conv2d_hopper_pictures import HopperFromPicture, HopperToPicture
 from styleforge_lib.ops.layer import Layer, Norm, close_planes
 from styleforge_lib.ops.picture_convolution import FromPicture, ToPicture
 from styleforge_lib.ops.tensor_core_convolution import TensorCoreConvolution
@@ -54,7 +55,7 @@ class HopperConvolution:
             close_planes(sums, self.norm, affine_out, out, self.arch)
 
 
-KERNELS = [HopperConvolution, FromPicture, ToPicture, TensorCoreConvolution]
+KERNELS = [HopperConvolution, HopperFromPicture, HopperToPicture, FromPicture, ToPicture, TensorCoreConvolution]
 
 
 def prepare(

@@ -161,7 +161,7 @@ def test_other_numbers(name, numbers):
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the emulator runs the code of any architecture, a card its own")
 @pytest.mark.parametrize("name", ["conv1", "conv2", "first of a block", "deconv2", "deconv3"])
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_90a"])
 def test_other_architectures(name, arch):
     operator = operator_of(LAYERS[name], sizes_of(LAYERS[name])[1:2], arch)
     assert check(operator, operator.launch, dtype=torch.float16)

@@ -48,12 +48,24 @@ __device__ inline int chunk_pixel(int chunk) {
 __device__ void load_picture(const Place& at, const PICTURE* picture, unsigned halo) {
     const long long plane = (long long)at.layer.height * at.layer.width;
     picture += at.image * 3 * plane;
-    for (int p = at.thread; p < HALO_H * PITCH; p += S::threads) {
+    constexpr int COUNT = HALO_H * PITCH, TURNS = (COUNT + S::threads - 1) / S::threads;
+    PICTURE value[TURNS][3];
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {  // all loads are on their way before the first is waited for
+        const int p = at.thread + i * S::threads;
         const int y = reflected(at.y0 + p / PITCH - S::pad, at.layer.height);
         const int x = reflected(at.x0 + p % PITCH - S::pad, at.layer.width);
-        Group<Number> pixel;
+#pragma unroll
         for (int c = 0; c < 3; c++)
-            pixel.number[c] = rounded<Number>(number_of(picture[c * plane + (long long)y * at.layer.width + x]));
+            if (p < COUNT) value[i][c] = picture[c * plane + (long long)y * at.layer.width + x];
+    }
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int p = at.thread + i * S::threads;
+        if (p >= COUNT) break;
+        Group<Number> pixel;
+#pragma unroll
+        for (int c = 0; c < 3; c++) pixel.number[c] = rounded<Number>(number_of(value[i][c]));
         pixel.number[3] = to<Number>(0.0f);
         if constexpr (COPIES == 1) {
             store_shared(halo + p * 16, pixel.whole);
@@ -82,13 +94,13 @@ __device__ void multiply(Sums& sums, unsigned halo, unsigned weights) {
         pixel[mt] = halo + (COPIES == 1 ? p * 16 : p % 2 * COPY_BYTES + p / 2 * 16);
     }
     sums.clear();
-#pragma unroll 1
+#pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
         unsigned b[Sums::NT / 2][4], a[Sums::MT][4];
 #pragma unroll
         for (int nt = 0; nt < Sums::NT / 2; nt++)
             load_matrices(b[nt], weights + ((chunk + matrix % 2) * S::columns + nt * 16 + matrix / 2 * 8 + row) * 16);
-        const int beyond = chunk_pixel(chunk + matrix / 2) * 16 / COPIES;
+        const int beyond = (matrix / 2 ? chunk_pixel(chunk + 1) : chunk_pixel(chunk)) * 16 / COPIES;
 #pragma unroll
         for (int mt = 0; mt < Sums::MT; mt++) load_matrices(a[mt], pixel[mt] + beyond);
 #pragma unroll

@@ -44,7 +44,7 @@ __device__ void multiply(const Halo& halo, unsigned weights, float (&sums)[MT][N
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) sums[mt][n][i] = 0.0f;
-#pragma unroll 1
+#pragma unroll 3
     for (int dy = 0; dy < S::kernel; dy++) {
 #pragma unroll
         for (int k = 0; k < Halo::GROUPS / 2; k++) {

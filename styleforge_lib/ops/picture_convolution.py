@@ -59,7 +59,7 @@ def _from_tiling(layer: Layer, arch: str) -> Tiling | None:
     if layer.c_out not in (16, 32, 64) or layer.relu_in:
         return None
     most = limits(arch).shared_per_block
-    tilings = (Tiling(h, w, warps, 1, layer.c_out, 2, 1) for h, w, warps in FROM_TILES)
+    tilings = (Tiling(h, w, warps, 1, layer.c_out, 2, 2) for h, w, warps in FROM_TILES)
     return next((t for t in tilings if _from_shared_bytes(layer, t) <= most), None)
 
 
@@ -122,7 +122,7 @@ def _to_tiling(layer: Layer, arch: str) -> Tiling | None:
     most = limits(arch).shared_per_block
     tilings = (
         # The halo is the tile's columns and kernel - 1 more, together a multiple of 16.
-        Tiling(h, w + 9 - layer.kernel, warps, 1, 16, 2, 1)
+        Tiling(h, w + 9 - layer.kernel, warps, 1, 16, 2, 2)
         for h, w, warps in TO_TILES
     )
     return next((t for t in tilings if _to_shared_bytes(layer, t) <= most), None)

@@ -12,23 +12,24 @@
 //
 // x, out     planes x size numbers, flat: NCHW with planes = images * channels and size = height * width, or NHWC.
 // residual   like x, or null.         weight, bias    `channels` numbers, each may be null.     relu    0 or 1.
+// saved      NCHW: 3 floats a plane for the backward pass (mean, what its rounding lost, 1 / deviation), or null.
 // slots      3 * planes * pieces words for the exchange, of this launch's number and patience; null for one piece.
 // partial    room for the moments: 4 * planes * pieces floats. Written by the first kernel, read by the second.
 // alignment  NCHW: any. A plane is moved in vectors of 16 bytes between single elements at its ends, where the arrays
 //            stand alike to a multiple of 16 bytes; else singly. NHWC: the launcher says how many numbers are moved at
 //            once: LANES<T> (channels a multiple of it, arrays at multiples of 16 bytes), or 1.
 // sizes      offsets have 64 bits. A plane of one element gives relu(bias + residual).
-// launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps, a block
+// launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps, one
 //            for each piece: of at most THREADS for instance_norm_T (pieces of at most 16 bytes * HELD a thread), of at
 //            most 1024 for the two kernels; NHWC: of THREADS.
-// moves      with s = planes * size * sizeof(T), and s more with a residual: instance_norm_T 2s, the least there is; the
-//            pairs of kernels 3s, of which the second reading finds in the L2 cache what was read last, for it runs
+// moves      with s = planes * size * sizeof(T), and s more with a residual: instance_norm_T 2s, the least there is;
+//            the pairs of kernels 3s, of which the second reading finds in the L2 cache what was read last, for it runs
 //            backwards. Moments: 16 or 24 bytes a piece, below 1 %.
 // computes   about 12 operations an element; at 4 TB/s an H200 could do 27 (float32) or 13 (float16) in the time of one
 //            pass. Bytes and operations are predictions: nothing here has been measured yet.
-// numbers    moments of distances (common/moments.cuh, Held): no cancellation at mean 4000, constant planes give exactly
-//            bias. Fused steps are rounded once, at the end. NaN or infinity makes its plane NaN, and no other. Where
-//            distances beyond 1e19 overflow the variance, the plane is NaN. No atomics: same launch, same bits.
+// numbers    moments of distances (common/moments.cuh, Held): no cancellation at mean 4000, constant planes give bias
+//            exactly. Fused steps are rounded once, at the end. NaN or infinity makes its plane NaN, and no other.
+//            Where distances beyond 1e19 overflow the variance, the plane is NaN. No atomics: same launch, same bits.
 #include "common/exchange.cuh"
 #include "common/moments.cuh"
 #include "common/vectors.cuh"
@@ -180,7 +181,7 @@ struct Held {
     }
 
     // The moments of the piece. Two passes that never leave the registers: the mean, then the distances from it; their
-    // sum, which would be 0 without rounding, repairs both (Chan, Golub, LeVeque 1983: the corrected two-pass algorithm).
+    // sum, 0 without rounding, repairs both (Chan, Golub, LeVeque 1983: the corrected two-pass algorithm).
     __device__ Moments measure(const T* x, float* shared) const {
         const float pivot = to_float(*x), n = count;  // distances from it, so that equal numbers have no rounding
         float sum[1] = {}, sums[2] = {};
@@ -199,8 +200,8 @@ struct Held {
     }
 };
 
-// What the blocks of a plane found, put together. A block that waits in vain measures the whole plane itself and tells it
-// in the others' place: the same order, so the same bits.
+// What the blocks of a plane found, put together. A block that waits in vain measures the whole plane itself and tells
+// it in the others' place: the same order, so the same bits.
 template <typename T>
 __device__ Moments agree(Held<T>& held, Moments m, const T* x, long long* slots, long long size, long long length,
                          int pieces, int launch, int patience, float* sums, Moments* shared) {
@@ -233,9 +234,17 @@ __device__ Moments agree(Held<T>& held, Moments m, const T* x, long long* slots,
     }
 }
 
+// What the backward pass needs of a plane: its mean, what its rounding lost, and 1 / deviation.
+__device__ inline void save(float* saved, Moments m, float eps, long long plane) {
+    saved[3 * plane] = m.mean.value;
+    saved[3 * plane + 1] = m.mean.lost;
+    saved[3 * plane + 2] = inverse_root(m.m2 / m.n + eps);
+}
+
 template <typename T>
-__device__ void norm_planes(const T* x, const Ending<T>& ending, const T* residual, T* out, long long* slots,
-                            int channels, long long size, long long length, int pieces, int launch, int patience) {
+__device__ void norm_planes(const T* x, const Ending<T>& ending, const T* residual, T* out, float* saved,
+                            long long* slots, int channels, long long size, long long length, int pieces, int launch,
+                            int patience) {
     __shared__ float sums[2 * 32];
     __shared__ Moments shared[32];
     const Piece piece(size, length, pieces);
@@ -246,6 +255,7 @@ __device__ void norm_planes(const T* x, const Ending<T>& ending, const T* residu
     if (pieces > 1)
         m = agree(held, m, x - piece.start, slots, size, length, pieces, launch, patience, sums, shared);
 
+    if (saved && threadIdx.x == 0 && blockIdx.x % pieces == 0) save(saved, m, ending.eps, piece.plane);
     out += piece.start;
     if (residual) residual += piece.start;
     const size_t phases = reinterpret_cast<size_t>(out) ^ reinterpret_cast<size_t>(x);
@@ -278,12 +288,13 @@ __device__ void plane_statistics(const T* x, Moments* partial, long long size, l
 
 template <typename T>
 __device__ void plane_apply(const T* x, const Moments* partial, const Ending<T>& ending, const T* residual, T* out,
-                            int channels, long long size, long long length, int pieces) {
+                            float* saved, int channels, long long size, long long length, int pieces) {
     __shared__ Moments shared[32];
     const Piece piece(size, length, pieces);
     Moments m = {};
     for (int i = threadIdx.x; i < pieces; i += blockDim.x) m = merge(m, partial[piece.plane * pieces + i]);
     m = merge_block(m, shared);
+    if (saved && threadIdx.x == 0 && blockIdx.x % pieces == 0) save(saved, m, ending.eps, piece.plane);
     write(x + piece.start, residual ? residual + piece.start : nullptr, out + piece.start, piece.count, ending, m,
           piece.plane % channels);
 }
@@ -412,10 +423,10 @@ __device__ void pixel_apply(const T* x, const float* partial, const Ending<T>& e
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, long long* slots, int channels,
-        long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes(x, Ending<float>{weight, bias, eps, relu}, residual, out, slots, channels, size, length, pieces,
-                launch, patience);
+        const float* __restrict__ residual, float* __restrict__ out, float* saved, long long* slots,
+        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
+    norm_planes(x, Ending<float>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
+                length, pieces, launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -426,10 +437,10 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
     instance_norm_apply_float32(const float* __restrict__ x, const float* partial, const float* weight,
-        const float* bias, const float* __restrict__ residual, float* __restrict__ out, int channels, long long size,
-        long long length, int pieces, float eps, int relu) {
+        const float* bias, const float* __restrict__ residual, float* __restrict__ out, float* saved, int channels,
+        long long size, long long length, int pieces, float eps, int relu) {
     plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<float>{weight, bias, eps, relu}, residual,
-                out, channels, size, length, pieces);
+                out, saved, channels, size, length, pieces);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -451,10 +462,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, long long* slots, int channels,
-        long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes(x, Ending<__half>{weight, bias, eps, relu}, residual, out, slots, channels, size, length, pieces,
-                launch, patience);
+        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, long long* slots,
+        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
+    norm_planes(x, Ending<__half>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
+                length, pieces, launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -465,10 +476,10 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
     instance_norm_apply_float16(const __half* __restrict__ x, const float* partial, const __half* weight,
-        const __half* bias, const __half* __restrict__ residual, __half* __restrict__ out, int channels,
+        const __half* bias, const __half* __restrict__ residual, __half* __restrict__ out, float* saved, int channels,
         long long size, long long length, int pieces, float eps, int relu) {
     plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<__half>{weight, bias, eps, relu}, residual,
-                out, channels, size, length, pieces);
+                out, saved, channels, size, length, pieces);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -490,10 +501,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
-        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, long long* slots, int channels,
-        long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, slots, channels, size, length, pieces,
-                launch, patience);
+        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, long long* slots,
+        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
+    norm_planes(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
+                length, pieces, launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -505,10 +516,10 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 extern "C" __global__ void __launch_bounds__(1024, 1)
     instance_norm_apply_bfloat16(const __nv_bfloat16* __restrict__ x, const float* partial,
         const __nv_bfloat16* weight, const __nv_bfloat16* bias, const __nv_bfloat16* __restrict__ residual,
-        __nv_bfloat16* __restrict__ out, int channels, long long size, long long length, int pieces, float eps,
-        int relu) {
+        __nv_bfloat16* __restrict__ out, float* saved, int channels, long long size, long long length, int pieces,
+        float eps, int relu) {
     plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual,
-                out, channels, size, length, pieces);
+                out, saved, channels, size, length, pieces);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)

@@ -11,10 +11,9 @@ class FusedInstanceNorm2d(nn.InstanceNorm2d):
 
     Input: (N, C, H, W), or (C, H, W) without a batch; contiguous or channels_last memory is kept. The kernel of
     `styleforge_lib.ops.instance_norm` runs where the plane's own statistics are all that is asked for: float32, float16
-    or bfloat16 on a GPU, input and parameters of one dtype, no gradients wanted. All else PyTorch computes: running
-    statistics (track_running_stats, in training and in eval), other dtypes and devices, autocast, torch.compile and
-    torch.func, and every forward pass under autograd, for the kernel has no backward yet. So it trains as the original
-    does, and is faster under `torch.no_grad()` or `torch.inference_mode()`.
+    or bfloat16 on a GPU, input and parameters of one dtype; and its backward kernel where contiguous tensors want
+    gradients. All else PyTorch computes: running statistics (track_running_stats, in training and in eval), gradients
+    of channels_last tensors, other dtypes and devices, autocast, torch.compile and torch.func.
     """
 
     def _apply_instance_norm(self, input: torch.Tensor) -> torch.Tensor:

@@ -102,15 +102,27 @@ def test_dtypes_and_layouts(dtype, layout, launched):
 
 
 def test_it_trains_as_the_original_does(launched):
-    ours, theirs = pair(affine=True)
-    x = torch.randn(2, 5, 6, 7, device=DEVICE)
-    grads = []
-    for module in (ours, theirs):
-        y = x.clone().requires_grad_()
-        module(y).square().mean().backward()
-        grads.append((y.grad, module.weight.grad, module.bias.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
-    assert not launched
+    """A few steps of a small network: the losses and the parameters go the same way."""
+    losses, parameters = [], []
+    for kind in (FusedInstanceNorm2d, nn.InstanceNorm2d):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 6, 3), kind(6, affine=True), nn.ReLU(), nn.Conv2d(6, 3, 3), kind(3, affine=True)
+        net = nn.Sequential(*layers).to(DEVICE)
+        x, target = torch.randn(2, 2, 3, 12, 10, device=DEVICE).unbind(0)
+        optimizer, mine = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), []
+        for _ in range(6):
+            loss = (net(x) - target[..., 2:-2, 2:-2]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            mine.append(loss.item())
+        losses.append(mine)
+        parameters.append(list(net.parameters()))
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for a, b in zip(*parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert sum("backward_apply" in name for name in launched) == 12
 
 
 @pytest.mark.parametrize("size", [(2, 3), (1, 2, 3, 4, 5), (2, 4, 5, 6), (1, 5, 1, 1)], ids=str)
@@ -167,6 +179,23 @@ def test_torch_compile_sees_the_whole_graph(launched):
     assert not launched
 
 
+def alike_gradients(x, own, dtype):
+    """Assert that the gradients of all tensors agree with PyTorch's."""
+    found = []
+    for function in (instance_norm, functional.instance_norm):
+        leaves = [
+            value.detach().clone().requires_grad_()
+            for value in (x, own.get("weight"), own.get("bias"))
+            if value is not None
+        ]
+        names = [name for name in ("weight", "bias") if own.get(name) is not None]
+        out = function(leaves[0], **{**own, **dict(zip(names, leaves[1:], strict=True))})
+        out.backward(torch.linspace(-1, 1, out.numel(), device=DEVICE).to(dtype).view(out.shape))
+        found.append([leaf.grad for leaf in leaves])
+    for a, b in zip(*found, strict=True):
+        alike(a, b, dtype)
+
+
 def opinfo_samples(dtype):
     """Return torch's own samples of instance norm."""
     pytest.importorskip("expecttest", reason="torch.testing's OpInfo needs the package expecttest")
@@ -188,6 +217,8 @@ def test_torchs_own_samples(dtype, launched):
         own = {key: value for key, value in given.items() if key in ("weight", "bias", "eps")}
         with torch.no_grad():
             alike(instance_norm(sample.input, **own), functional.instance_norm(sample.input, **own), dtype)
+        if training:
+            alike_gradients(sample.input, own, dtype)
         if sample.input.dim() != 4:
             continue
         for tracked in (False, True):

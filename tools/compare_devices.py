@@ -158,7 +158,7 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
     common = {
         "sizes": (2 * 8 * 300,),
         "numbers": numbers,
-        "lengths": {"weight": 8, "bias": 8, "partial": moments},
+        "lengths": {"weight": 8, "bias": 8, "partial": moments, "saved": 48},
         "data": {"x": normal(40, 3), "residual": magnitudes, "partial": between(1, 9)},
     }
     for dtype in ("float32", "float16", "bfloat16"):
@@ -181,10 +181,26 @@ def boxes(rows: int = 8, **options) -> Plan:
     return Plan(**common, rows={"out": rows}, maps={"map": about}, data={"x": whole_numbers(-99, 99)})
 
 
+def instance_norm_backward() -> Iterator[tuple[str, Plan]]:
+    """Yield the plans of cuda/instance_norm_backward.cu, on the planes and pieces of `instance_norm`."""
+    common = {
+        "sizes": (2 * 8 * 300,),
+        "grid": lambda n: 48,
+        "offsets": (0, 1),
+        "numbers": {"channels": 8, "size": 300, "length": 128, "pieces": 3},
+        "lengths": {"weight": 8, "saved": 48, "partial": 96, "sums": 32},
+        "data": {"x": normal(40, 3), "dout": magnitudes, "out": normal(), "saved": between(1, 9)},
+    }
+    for dtype in ("float32", "float16", "bfloat16"):
+        for step in ("sums", "apply"):
+            yield f"instance_norm_backward_{step}_{dtype}", Plan(**common)
+
+
 SMALL = {"a": whole_numbers(-9, 9)}
 PLANS = {
     **dict(instance_norm()),
     **dict(promises()),
+    **dict(instance_norm_backward()),
     # The lessons
     "relu_unguarded": Plan(sizes=WHOLE, why="no guard: right in whole blocks only"),
     "relu_vector": Plan(why="aligned arrays only, as its launcher sees to"),

@@ -1,12 +1,12 @@
-// How the blocks that share a plane tell each other a few numbers within one launch, without atomics and without fences.
+// How the blocks that share a plane tell each other a few numbers within one launch, without atomics or fences.
 //
 //   tell(slot, launch, value)               one thread: put COUNT floats into a slot
 //   hear(slot, launch, patience, value)     wait for them; false where `patience` further looks were in vain
 //   sum_block(value, shared)                the sums of COUNT floats over all threads of a block
 //
-// slot       COUNT words of 8 bytes in global memory. A word is a float and the number of the launch that it belongs to,
-//            stored at once: who finds the launch's number has its float. No two launches on one memory may have one
-//            number, and 0 is none: the memory starts as zeros.
+// slot       COUNT words of 8 bytes in global memory. A word is a float and the number of the launch that it belongs
+//            to, stored at once: who finds the launch's number has its float. No two launches on one memory may have
+//            one number, and 0 is none: the memory starts as zeros.
 // patience   nothing promises that the blocks of a plane run at the same time. Who waits in vain works out the others'
 //            numbers and tells them in their place, with the same bits; so no answer depends on which blocks run when.
 #pragma once

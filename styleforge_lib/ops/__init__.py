@@ -5,6 +5,7 @@ The functions are imported here at once, because an operator's module and functi
 """
 
 from styleforge_lib.ops import instance_norm as _instance_norm
+from styleforge_lib.ops import instance_norm_backward as _instance_norm_backward  # noqa: F401 - registers with torch
 from styleforge_lib.ops import relu as _relu
 from styleforge_lib.ops import residual_add as _residual_add
 from styleforge_lib.ops.operator import Case, Cost, Operator

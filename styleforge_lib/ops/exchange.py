@@ -1,4 +1,4 @@
-"""Memory in which the blocks of one launch tell each other a few numbers: the host's side of cuda/common/exchange.cuh."""
+"""Memory in which the blocks of one launch tell each other numbers: the host's side of cuda/common/exchange.cuh."""
 
 import itertools
 from collections.abc import Iterator

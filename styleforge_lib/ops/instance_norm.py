@@ -51,8 +51,9 @@ def instance_norm(
     2016), whose values this has; the steps after the norm are not rounded in between.
 
     The kernel takes float32, float16 and bfloat16, x and residual of one dense layout, on a GPU (on the CPU where
-    STYLEFORGE_DEVICE=emulator), without gradients; all else PyTorch computes. ValueError, TypeError: tensors that do
-    not belong together.
+    STYLEFORGE_DEVICE=emulator); where gradients are wanted, contiguous tensors, whose backward pass is a kernel too.
+    All else PyTorch computes. ValueError, TypeError: tensors that do not belong together. RuntimeError: a gradient of
+    the kernel's gradient is asked for.
     """
     tensors = {"x": x} if residual is None else {"x": x, "residual": residual}
     check_tensors("instance_norm", None, **tensors)
@@ -67,10 +68,14 @@ def instance_norm(
                 f"instance_norm: {name} has shape {tuple(value.shape)}, and x has {x.shape[1]} channels: pass one "
                 "number a channel"
             )
-    if not _kernel_applies(tensors.values(), channelwise.values()):
+    given = (*tensors.values(), *channelwise.values())
+    differentiated = torch.is_grad_enabled() and any(value.requires_grad for value in given)
+    if not _kernel_applies(tensors.values(), channelwise.values()) or (differentiated and not x.is_contiguous()):
         out = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
         out = out if residual is None else out + residual
         return out.relu() if relu else out
+    if differentiated:
+        return torch.ops.styleforge.instance_norm(x, weight, bias, residual, eps, relu)[0]
     out = torch.empty_like(x)
     launch_fused(x, weight, bias, residual, relu, eps, out)
     return out
@@ -78,12 +83,13 @@ def instance_norm(
 
 def _kernel_applies(tensors, channelwise) -> bool:
     x = next(iter(tensors))
+    with torch.no_grad():  # whether gradients are wanted is another question
+        applies = kernel_applies(None, *tensors, dtypes=DTYPES)
     return (
-        kernel_applies(None, *tensors, dtypes=DTYPES)
+        applies
         and not is_watched(x, *channelwise)
         and math.prod(x.shape[2:]) > 1  # of one element PyTorch says that it has no variance
         and all(value.dtype is x.dtype and value.device == x.device and value.is_contiguous() for value in channelwise)
-        and not (torch.is_grad_enabled() and any(value.requires_grad for value in channelwise))
     )
 
 
@@ -111,27 +117,29 @@ def launch_fused(
     bias: (C,) of the same dtype. None for what is left out.
     """
     if x.is_contiguous():
-        _launch_planes(x, weight, bias, residual, out, eps, relu)
+        launch_planes(x, weight, bias, residual, out, eps, relu)
     else:
         x, residual, out = (None if t is None else t.permute(0, 2, 3, 1) for t in (x, residual, out))
         _launch_pixels(x, weight, bias, residual, out, eps, relu)
 
 
-def _launch_planes(x, weight, bias, residual, out, eps, relu) -> None:
+def launch_planes(x, weight, bias, residual, out, eps, relu, saved=None) -> None:
+    """Launch the kernels for contiguous tensors: see `launch_fused`. saved: float32 [planes, 3], for the backward."""
     channels, planes, size = x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
     processors = multiprocessors(x.device)
     kernel, dtype = compiled("instance_norm", x.device).kernel, str(x.dtype).removeprefix("torch.")
     threads, length, pieces = pieces_to_hold(size, x.element_size())
     if pieces <= processors * HELD_RESIDENT:
         slots, number = exchange(3 * planes * pieces, x.device) if pieces > 1 else (None, 0)
-        args = (x, weight, bias, residual, out, slots, channels, size, length, pieces, eps, int(relu), number, PATIENCE)
+        numbers = (channels, size, length, pieces, eps, int(relu), number, PATIENCE)
+        args = (x, weight, bias, residual, out, saved, slots, *numbers)
         kernel(f"instance_norm_{dtype}")(planes * pieces, threads, args)
         return
     length, pieces = pieces_to_sweep(planes, size, x.element_size(), processors * SWEEP_RESIDENT)
     partial = torch.empty(planes * pieces * 4, dtype=torch.float32, device=x.device)
     args = (x, partial, size, length, pieces)
     kernel(f"instance_norm_statistics_{dtype}")(planes * pieces, SWEEP_THREADS, args)
-    args = (x, partial, weight, bias, residual, out, channels, size, length, pieces, eps, int(relu))
+    args = (x, partial, weight, bias, residual, out, saved, channels, size, length, pieces, eps, int(relu))
     kernel(f"instance_norm_apply_{dtype}")(planes * pieces, SWEEP_THREADS, args)
 
 
@@ -165,7 +173,7 @@ def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int]:
 
 
 def pieces_to_sweep(planes: int, size: int, itemsize: int, blocks: int) -> tuple[int, int]:
-    """Return (numbers a piece, pieces a plane) for NCHW where planes are too large to be kept, in about `blocks` blocks.
+    """Return (numbers a piece, pieces a plane) for NCHW of planes too large to be kept, in about `blocks` blocks.
 
     A plane is kept where the blocks that hold its pieces can all run at once.
     """

@@ -157,7 +157,7 @@ def test_a_block_that_is_left_alone_measures_the_whole_plane(dtype):
 
     def run(blocks):
         out, slots = torch.full_like(x, torch.nan), torch.zeros(3 * 2 * pieces, dtype=torch.int64)
-        args = (x, weight, bias, residual, out, slots, 2, size, length, pieces, norm.EPS, 1, 7, 3)
+        args = (x, weight, bias, residual, out, None, slots, 2, size, length, pieces, norm.EPS, 1, 7, 3)
         kernel.emulate(2 * pieces, 32, args, blocks=blocks)
         return out.view(2, size)
 
@@ -197,7 +197,7 @@ def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, way, s
     with pytest.MonkeyPatch.context() as patch:
         if way != "whole":
             cut(patch, way)
-        run = norm._launch_pixels if last else norm._launch_planes
+        run = norm._launch_pixels if last else norm.launch_planes
         run(views[0], weight, bias, None if residual is None else views[1], views[2], norm.EPS, relu)
     got = views[2].permute(0, 3, 1, 2) if last else views[2]
     hold(got, x, weight, bias, residual, relu)
@@ -230,7 +230,7 @@ def test_every_cards_code_runs_in_the_emulator(arch, dtype):
     x, weight, bias, residual = (value.cpu() for value in tensors_of((2, 3, 11, 13), dtype))
     out = torch.full_like(x, torch.nan)
     slots = torch.zeros(3 * 6 * 2, dtype=torch.int64)
-    kernel.emulate(12, 64, (x, weight, bias, residual, out, slots, 3, 143, 96, 2, norm.EPS, 1, 1, 100))
+    kernel.emulate(12, 64, (x, weight, bias, residual, out, None, slots, 3, 143, 96, 2, norm.EPS, 1, 1, 100))
     hold(out, x, weight, bias, residual, True)
 
 
@@ -313,7 +313,7 @@ def test_a_cpu_tensor_goes_to_pytorch(monkeypatch, launched):
         pytest.param(lambda x: x.double(), id="float64"),
         pytest.param(lambda x: x[..., ::2], id="strided"),
         pytest.param(lambda x: x.transpose(0, 1), id="transposed"),
-        pytest.param(lambda x: x.clone().requires_grad_(), id="gradients"),
+        pytest.param(lambda x: x.to(memory_format=LAST).requires_grad_(), id="gradients of channels_last"),
     ],
 )
 def test_what_the_kernel_does_not_take_goes_to_pytorch(prepare, on_the_kernels_device, launched):
@@ -322,23 +322,18 @@ def test_what_the_kernel_does_not_take_goes_to_pytorch(prepare, on_the_kernels_d
     assert not launched
 
 
-def test_gradients_are_pytorchs(on_the_kernels_device, launched):
+def test_gradients_of_float64_are_pytorchs(on_the_kernels_device, launched):
     tensors = [value.double().requires_grad_() for value in tensors_of((2, 3, 4, 5))]
 
     def fused(x, weight, bias, residual):
         return ops.instance_norm(x, weight, bias, residual=residual)
 
     assert torch.autograd.gradcheck(fused, tensors)
-    x, weight, bias, _ = tensors_of((2, 3, 4, 5))
-    assert ops.instance_norm(x, weight.requires_grad_(), bias).requires_grad
     assert not launched
-    with torch.no_grad():
-        hold(ops.instance_norm(x, weight, bias), x, weight, bias)
-    assert launched
 
 
 def test_transformations_see_the_operation(on_the_kernels_device, launched):
-    x, tangent = torch.randn(2, 3, 4, 5, 6, device=DEVICE)
+    x, tangent = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, tangent)
         moved = torch.autograd.forward_ad.unpack_dual(ops.instance_norm(dual)).tangent

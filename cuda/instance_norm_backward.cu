@@ -1,0 +1,181 @@
+// The backward pass of instance norm: gradients of x, and of what was fused with the norm. cuda/instance_norm.cu is the
+// forward pass.
+//
+//   g = dout where out > 0, or dout without a ReLU      h = (x - mean) * rstd, with rstd = 1 / deviation
+//   dx = rstd * weight * (g - sum(g) / n - h * sum(g * h) / n)      the sums over a plane of n numbers
+//   dresidual = g      dweight = sum(g * h), dbias = sum(g), summed over the images by the launcher
+//
+// Contents (T is float32, float16 or bfloat16; every sum is float32)
+//   Plane                               what the forward pass saved of a plane, and h of one number
+//   each                                goes through a piece, with g of each number
+//   instance_norm_backward_sums_T       NCHW: the two sums of each piece of a plane
+//   instance_norm_backward_apply_T      ... then blocks over the same pieces: each adds up its plane's, and writes dx
+//
+// x, out, dout, dx     planes x size numbers, flat, NCHW. out is null without a ReLU.
+// dresidual            like x, or null.      weight    `channels` numbers, or null for 1.
+// saved                3 floats a plane, from the forward pass: mean, what its rounding lost, rstd.
+// partial              2 * planes * pieces floats, written by the first kernel.
+// sums                 2 floats a plane, for the launcher.
+// alignment, sizes     any, as in the forward pass.
+// launch               one-dimensional: planes * pieces blocks of at most 1024 threads in whole warps.
+// moves                5 tensors (x and dout twice, dx once), 2 more to read out twice, 1 more for dresidual.
+// numbers              each thread adds what it meets in order, then the block by a tree: no atomics, the same launch
+//                      gives the same bits. A NaN or infinity in a plane makes that plane's gradients NaN.
+#include "common/exchange.cuh"
+#include "common/vectors.cuh"
+
+struct Plane {
+    float mean, lost, rstd;
+
+    __device__ Plane(const float* saved, long long plane)
+        : mean(saved[3 * plane]), lost(saved[3 * plane + 1]), rstd(saved[3 * plane + 2]) {}
+
+    __device__ float normalized(float x) const { return ((x - mean) - lost) * rstd; }
+};
+
+struct Piece {
+    long long plane, start, count;
+
+    __device__ Piece(long long size, long long length, int pieces) {
+        plane = blockIdx.x / pieces;
+        const long long begin = blockIdx.x % pieces * length;
+        start = plane * size + begin;
+        count = begin + length < size ? length : size - begin;
+    }
+};
+
+// Call f(i, x, g) for the numbers of this thread, one or LANES<T> at a time; where `backwards`, from the last vector to
+// the first, because the L2 cache holds what was read last.
+template <typename T, typename Function>
+__device__ void each(const T* x, const T* out, const T* dout, long long count, const Span& span, bool backwards,
+                     Function f) {
+    const auto take = [&](long long i, auto& value, auto& gradient, auto& result) {
+        load(x + i, value);
+        load(dout + i, gradient);
+        if (out) {
+            load(out + i, result);
+            for (int k = 0; k < sizeof(value) / sizeof(float); k++)
+                if (result[k] <= 0.0f) gradient[k] = 0.0f;
+        }
+        f(i, value, gradient);
+    };
+    float one[3][1], some[3][LANES<T>];
+    for (long long i = threadIdx.x; i < span.head; i += blockDim.x) take(i, one[0], one[1], one[2]);
+#pragma unroll 2
+    for (long long i = threadIdx.x; i < span.vectors; i += blockDim.x) {
+        const long long vector = backwards ? span.vectors - 1 - i : i;
+        take(span.head + vector * LANES<T>, some[0], some[1], some[2]);
+    }
+    for (long long i = span.tail + threadIdx.x; i < count; i += blockDim.x) take(i, one[0], one[1], one[2]);
+}
+
+template <typename T>
+__device__ void plane_sums(const T* x, const T* out, const T* dout, const float* saved, float* partial, long long size,
+                           long long length, int pieces) {
+    __shared__ float shared[2 * 32];
+    const Piece piece(size, length, pieces);
+    const Plane plane(saved, piece.plane);
+    x += piece.start;
+    dout += piece.start;
+    if (out) out += piece.start;
+    float sum[2] = {};
+    each(x, out, dout, piece.count, out ? Span(piece.count, x, dout, out) : Span(piece.count, x, dout), false,
+         [&](long long, auto& value, auto& g) {
+             float part[2] = {};  // of one vector: a plane's sums meet fewer roundings
+             for (int k = 0; k < sizeof(value) / sizeof(float); k++) {
+                 part[0] += g[k];
+                 part[1] += g[k] * plane.normalized(value[k]);
+             }
+             sum[0] += part[0];
+             sum[1] += part[1];
+         });
+    sum_block(sum, shared);
+    if (threadIdx.x == 0)
+        for (int k = 0; k < 2; k++) partial[2LL * blockIdx.x + k] = sum[k];
+}
+
+template <typename T>
+__device__ void plane_apply(const T* x, const T* out, const T* dout, const float* saved, const float* partial,
+                            const T* weight, T* dx, T* dresidual, float* sums, int channels, long long size,
+                            long long length, int pieces) {
+    __shared__ float shared[2 * 32];
+    const Piece piece(size, length, pieces);
+    const Plane plane(saved, piece.plane);
+    float sum[2] = {};
+    for (int i = threadIdx.x; i < pieces; i += blockDim.x)
+        for (int k = 0; k < 2; k++) sum[k] += partial[2 * (piece.plane * pieces + i) + k];
+    sum_block(sum, shared);
+    if (blockIdx.x % pieces == 0 && threadIdx.x == 0)
+        for (int k = 0; k < 2; k++) sums[2 * piece.plane + k] = sum[k];
+
+    const float scale = plane.rstd * (weight ? to_float(weight[piece.plane % channels]) : 1.0f);
+    const float mean = sum[0] / size, slope = sum[1] / size;
+    x += piece.start;
+    dout += piece.start;
+    dx += piece.start;
+    if (out) out += piece.start;
+    if (dresidual) dresidual += piece.start;
+    Span span = out ? Span(piece.count, x, dout, dx, out) : Span(piece.count, x, dout, dx);
+    if (dresidual)
+        span = out ? Span(piece.count, x, dout, dx, out, dresidual) : Span(piece.count, x, dout, dx, dresidual);
+    each(x, out, dout, piece.count, span, true, [&](long long i, auto& value, auto& g) {
+        if (dresidual) store(dresidual + i, g);
+        for (int k = 0; k < sizeof(value) / sizeof(float); k++)
+            value[k] = scale * ((g[k] - mean) - plane.normalized(value[k]) * slope);
+        store(dx + i, value);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels: float32
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_backward_sums_float32(const float* __restrict__ x, const float* __restrict__ out,
+        const float* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
+        int pieces) {
+    plane_sums(x, out, dout, saved, partial, size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_backward_apply_float32(const float* __restrict__ x, const float* __restrict__ out,
+        const float* __restrict__ dout, const float* saved, const float* partial, const float* weight,
+        float* __restrict__ dx, float* __restrict__ dresidual, float* sums, int channels, long long size,
+        long long length, int pieces) {
+    plane_apply(x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels: float16
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_backward_sums_float16(const __half* __restrict__ x, const __half* __restrict__ out,
+        const __half* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
+        int pieces) {
+    plane_sums(x, out, dout, saved, partial, size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_backward_apply_float16(const __half* __restrict__ x, const __half* __restrict__ out,
+        const __half* __restrict__ dout, const float* saved, const float* partial, const __half* weight,
+        __half* __restrict__ dx, __half* __restrict__ dresidual, float* sums, int channels, long long size,
+        long long length, int pieces) {
+    plane_apply(x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels: bfloat16
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_backward_sums_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* __restrict__ out,
+        const __nv_bfloat16* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
+        int pieces) {
+    plane_sums(x, out, dout, saved, partial, size, length, pieces);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    instance_norm_backward_apply_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* __restrict__ out,
+        const __nv_bfloat16* __restrict__ dout, const float* saved, const float* partial, const __nv_bfloat16* weight,
+        __nv_bfloat16* __restrict__ dx, __nv_bfloat16* __restrict__ dresidual, float* sums, int channels,
+        long long size, long long length, int pieces) {
+    plane_apply(x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces);
+}

@@ -10,6 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--record-executed", metavar="PATH", help="write what tests/runtime/emulator executes there")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Let a worker take a whole module, so that its fixtures are made once, unless a test names a group of its own."""

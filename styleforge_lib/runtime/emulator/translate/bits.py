@@ -49,7 +49,7 @@ def _lop3(e, ins, m):
 
 @rule("shl", "shr")
 def _shift(e, ins, m):
-    kind = m.type("b16", "b32", "b64", *INTEGERS)
+    kind = m.type("b16", "b32", "b64", *(INTEGERS if ins.opcode == "shr" else ()))
     m.finish()
     value, amount = e.use(ins.operands[1], kind), ins.operands[2]
     name = dtype_name(DTYPES[kind])

@@ -60,12 +60,13 @@ def _compare(e, comparison: str, kind: str, a: str, b: str, m) -> str:
 
 _COMPARISONS = (*_ORDERED, *_UNSIGNED, *_UNORDERED, "num", "nan")
 _TYPES = ("b16", "b32", "b64", "u16", "u32", "u64", "s16", "s32", "s64", "f16", "f32", "f64")
+_CHOSEN = tuple(kind for kind in _TYPES if kind != "f16")
 
 
 def _condition(e, ins, m, kind: str, sources) -> str:
     comparison = m.one_of(*_COMPARISONS) or m.refuse()
     combine = m.one_of("and", "or", "xor")
-    ftz = m.flag("ftz")
+    ftz = kind == "f32" and m.flag("ftz")
     if kind[0] == "b" and comparison not in ("eq", "ne"):
         m.refuse()
     a, b = operand(e, sources[0], kind, ftz and kind == "f32"), operand(e, sources[1], kind, ftz and kind == "f32")
@@ -139,10 +140,7 @@ def _set_pairs(e, ins, m):
     kind = m.type("f16x2")
     result = m.type("f16x2", "u32", "s32")
     comparison = m.one_of(*_COMPARISONS) or m.refuse()
-    ftz = m.flag("ftz")
     m.finish()
-    if ftz:
-        m.refuse()
     a, b = (e.use(value, kind) for value in ins.operands[1:3])
     true = e.constant(1.0, "f16") if result == "f16x2" else e.constant(0xFFFF, "u16")
     false = e.constant(0, "f16" if result == "f16x2" else "u16")
@@ -155,7 +153,7 @@ def _set_pairs(e, ins, m):
 
 @rule("selp")
 def _selp(e, ins, m):
-    kind = m.type(*_TYPES)
+    kind = m.type(*_CHOSEN)
     m.finish()
     target, a, b, predicate = ins.operands
     width = TYPE_BYTES[kind]
@@ -175,8 +173,8 @@ def _ptx_type(dtype: np.dtype) -> str:
 @rule("slct")
 def _slct(e, ins, m):
     chooser = m.type("s32", "f32")
-    kind = m.type(*_TYPES)
-    ftz = m.flag("ftz")
+    kind = m.type(*_CHOSEN)
+    ftz = chooser == "f32" and m.flag("ftz")
     m.finish()
     target, a, b, c = ins.operands
     zero = e.constant(0, chooser)

@@ -46,7 +46,7 @@ def _cvt(e, ins, m):
         m.left = [target, source]
         m.refuse()
     rounding = m.one_of("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")
-    ftz, saturated = m.flag("ftz"), m.flag("sat")
+    ftz, saturated = "f32" in (target, source) and m.flag("ftz"), m.flag("sat")
     m.finish()
     value = operand(e, ins.operands[1], source, ftz and source == "f32")
     if source in _INTEGERS:

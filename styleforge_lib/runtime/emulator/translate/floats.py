@@ -385,10 +385,8 @@ def finish(e, target, expression: str, kind: str, ftz: bool, sat: bool) -> None:
 
 def _mode(m, kind: str):
     rounding = m.one_of("rn", "rz", "rm", "rp", default="rn")
-    ftz, sat = m.flag("ftz"), m.flag("sat")
-    if kind == "f64" and (ftz or sat):
-        m.refuse()
-    return rounding, ftz, sat
+    single = kind == "f32"
+    return rounding, single and m.flag("ftz"), single and m.flag("sat")
 
 
 def float_binary(e, ins, m) -> None:
@@ -492,9 +490,10 @@ def _div(e, ins, m):
         return
     kind = m.type("f32", "f64")
     approximate = m.one_of("approx", "full")
-    rounding, ftz, sat = _mode(m, kind)
+    rounding = m.one_of("rn", "rz", "rm", "rp", default="rn")
+    ftz = kind == "f32" and m.flag("ftz")
     m.finish()
-    if (approximate and (kind == "f64" or rounding != "rn")) or sat:
+    if approximate and (kind == "f64" or rounding != "rn"):
         m.refuse()
     a, b = (operand(e, value, kind, ftz) for value in ins.operands[1:3])
     if approximate == "approx":
@@ -505,7 +504,7 @@ def _div(e, ins, m):
         expression = f"rounded64({a}, {b}, 'div', {rounding!r})"
     else:
         expression = f"rounded_quotient({wide(e, a)}, {wide(e, b)}, {rounding!r})"
-    finish(e, ins.operands[0], expression, kind, ftz, sat)
+    finish(e, ins.operands[0], expression, kind, ftz, False)
 
 
 @rule("rcp", "sqrt")
@@ -547,7 +546,7 @@ def _sign(e, ins, m):
         integer_sign(e, ins, m)
         return
     kind = m.type("f32", "f64")
-    ftz = m.flag("ftz")
+    ftz = kind == "f32" and m.flag("ftz")
     m.finish()
     a = operand(e, ins.operands[1], kind, ftz)
     e.set_expression(ins.operands[0], f"-{a}" if ins.opcode == "neg" else f"np.abs({a})", kind)
@@ -564,7 +563,7 @@ def _extreme(e, ins, m):
         integer_extreme(e, ins, m)
         return
     kind = m.type("f32", "f64")
-    ftz, propagate = m.flag("ftz"), m.flag("NaN")
+    ftz, propagate = kind == "f32" and m.flag("ftz"), kind == "f32" and m.flag("NaN")
     m.finish()
     names = [operand(e, value, kind, ftz) for value in ins.operands[1:]]
     result = names[0]

@@ -103,8 +103,12 @@ def half_fused(e, ins, m) -> None:
 def half_sign(e, ins, m) -> None:
     """Abs and neg, of bfloat16 too: on the bits, so that NaN keeps its payload."""
     kind = m.type(*_KINDS, "bf16", "bf16x2")
-    m.flag("ftz")
+    ftz = kind in _KINDS and m.flag("ftz")
     m.finish()
+    if ftz:
+        shape = "-{}" if ins.opcode == "neg" else "np.abs({})"
+        _apply(e, ins, kind, shape.format, ins.operands[1:2], ftz)
+        return
     single = kind in ("f16", "bf16")
     bits = "u16" if single else "u32"
     value = e.use(ins.operands[1], bits)

@@ -12,6 +12,7 @@ from .emitter import BITS, DTYPES, dtype_name, helper, rule
 from .packed import PAIRS, field, packed_pair
 
 INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
+_CARRYING = ("u32", "s32", "u64", "s64")
 _WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 
 
@@ -27,14 +28,13 @@ def integer_add(e, ins, m, sign: str) -> None:
     if ins.opcode == "add" and any(kind in PAIRS for kind in m.left):
         packed_pair(e, ins, m)
         return
-    kind = m.type(*INTEGERS)
-    saturate, carry_out = m.flag("sat"), m.flag("cc")
     carry_in = ins.opcode in ("addc", "subc")
+    carry_out = m.flag("cc")
+    kind = m.type(*(_CARRYING if carry_in or carry_out else INTEGERS))
+    saturate = not (carry_in or carry_out) and kind == "s32" and m.flag("sat")
     m.finish()
     a, b = e.use(ins.operands[1], kind), e.use(ins.operands[2], kind)
     if saturate:
-        if kind != "s32":
-            m.refuse()
         e.set_expression(ins.operands[0], f"saturated({a}, {b}, {sign == '+'})", kind)
         return
     if not (carry_in or carry_out):
@@ -138,18 +138,20 @@ def _mad(e, ins, m):
 
         fused(e, ins, m)
         return
-    kind = m.type(*INTEGERS)
-    half = m.one_of("lo", "hi", "wide") or m.refuse()
-    saturate, carry_out = m.flag("sat"), m.flag("cc")
+    carry_out = m.flag("cc")
+    carrying = carry_out or ins.opcode == "madc"
+    kind = m.type(*(_CARRYING if carrying else INTEGERS))
+    half = m.one_of("lo", "hi") if carrying else m.one_of("lo", "hi", "wide")
+    saturate = not carrying and kind == "s32" and half == "hi" and m.flag("sat")
     m.finish()
+    if half is None:
+        m.refuse()
     expression, result = product(e, ins, m, kind, half)
     if saturate:
-        if kind != "s32" or half != "hi":
-            m.refuse()
         high = e.new(expression)
         e.set_expression(ins.operands[0], f"saturated({high}, {e.use(ins.operands[3], 's32')}, True)", "s32")
         return
-    if carry_out or ins.opcode == "madc":
+    if carrying:
         unsigned = "u" + result[1:]
         value = e.as_dtype(e.new(expression), DTYPES[result], DTYPES[unsigned])
         carry = e.use(_CARRY, "u32") if ins.opcode == "madc" else e.constant(0, "u32")

@@ -6,26 +6,37 @@ from ..control_flow import read, written
 from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
 from .emitter import DTYPES, dtype_name, rule
 
-_SPACES = ("global", "shared", "local", "const", "param", "shared_cta", "param_entry")
-_ORDER = ("weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio")
+# What may follow each opcode: spaces, memory orders, and hints to the caches.
+_SPACES = {
+    "ld": ("global", "shared", "local", "const", "param", "shared_cta", "param_entry"),
+    "st": ("global", "shared", "local", "shared_cta"),
+    "atom": ("global", "shared", "shared_cta"),
+}
+_ORDERS = {
+    "ld": ("weak", "volatile", "relaxed", "acquire"),
+    "st": ("weak", "volatile", "relaxed", "release"),
+    "atom": ("relaxed", "acquire", "release", "acq_rel"),
+    "red": ("relaxed", "release"),
+}
+_CACHES = {"ld": ("ca", "cg", "cs", "lu", "cv", "nc"), "st": ("wb", "cg", "cs", "wt")}
 _SCOPES = ("cta", "gpu", "sys", "cluster")
-_CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc")
 _NAMES = {"const": "constant", "param": "parameter", "shared_cta": "shared", "param_entry": "parameter"}
 _SCALARS = tuple(kind for kind in DTYPES if kind not in ("pred", "f16x2", "bf16x2", "bf16", "f16", "b128"))
 _WIDE = (*_SCALARS, "b128")
 
 
-def _space(m) -> str:
-    space = m.one_of(*_SPACES, default="generic")
-    return _NAMES.get(space, space)
-
-
-def _qualifiers(m) -> None:
-    """Take what orders or hints and changes no value: one block runs at a time, in program order."""
-    m.one_of(*_ORDER)
-    m.one_of(*_SCOPES)
-    m.one_of(*_CACHE)
+def _qualified(m, opcode: str) -> str:
+    """Take the space, and what orders or hints and changes no value: memory is in program order here."""
+    order = m.one_of(*_ORDERS[opcode])
+    if order not in (None, "weak", "volatile"):
+        m.one_of(*_SCOPES)
+    if order == "relaxed" and opcode in ("ld", "st"):
+        m.flag("mmio")
+    if opcode in _CACHES:
+        m.one_of(*_CACHES[opcode])
     m.left = [word for word in m.left if not word.startswith(("L1_", "L2_"))]
+    space = m.one_of(*_SPACES["atom" if opcode == "red" else opcode], default="generic")
+    return _NAMES.get(space, space)
 
 
 def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int]:
@@ -46,15 +57,14 @@ def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int]:
     return found, offset - low
 
 
-def _vector(m, kind_first: bool = False) -> int:
+def _vector(m) -> int:
     word = m.one_of("v2", "v4", "v8")
     return int(word[1:]) if word else 1
 
 
-@rule("ld", "ldu")
+@rule("ld")
 def _ld(e, ins, m):
-    space = _space(m)
-    _qualifiers(m)
+    space = _qualified(m, "ld")
     count = _vector(m)
     kind = m.type(*_WIDE)
     m.finish()
@@ -112,8 +122,7 @@ def _kind_of(e, register, kind: str) -> str:
 
 @rule("st")
 def _st(e, ins, m):
-    space = _space(m)
-    _qualifiers(m)
+    space = _qualified(m, "st")
     count = _vector(m)
     kind = m.type(*_WIDE)
     m.finish()
@@ -126,8 +135,6 @@ def _st(e, ins, m):
         e.line(f"m.store({where}, {delta}, ({value}['low'], {value}['high']), U8, {site})")
         return
     sources = source.items if isinstance(source, Vec) else (source,)
-    if space in ("parameter", "constant"):
-        m.refuse()
     width = TYPE_BYTES[kind]
     site = e.code.site(ins, space, "store", width * count)
     where, delta = _located(e, address, space, site)
@@ -140,7 +147,7 @@ def _st(e, ins, m):
 
 
 HALVES = ("f16", "f16x2", "bf16", "bf16x2")
-_OPERATIONS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
+_OPERATIONS = ("exch", "cas", "add", "min", "max", "and", "or", "xor", "inc", "dec")  # the first two for atom alone
 _ATOMIC_TYPES = {
     "add": ("u32", "s32", "u64", "s64", "f32", "f64", *HALVES),
     "min": ("u32", "s32", "u64", "s64"),
@@ -157,15 +164,13 @@ _ATOMIC_TYPES = {
 
 @rule("atom", "red")
 def _atom(e, ins, m):
-    m.one_of("async")
-    _qualifiers(m)
-    space = _space(m)
-    operation = m.one_of(*_OPERATIONS) or m.refuse()
+    space = _qualified(m, ins.opcode)
+    operation = m.one_of(*(_OPERATIONS if ins.opcode == "atom" else _OPERATIONS[2:])) or m.refuse()
     count = _vector(m)
     kind = m.type(*_ATOMIC_TYPES[operation])
     if kind in HALVES and not m.flag("noftz"):
         m.refuse("Write .noftz.")
-    if count > 1 and (operation != "add" or kind not in ("f32", *HALVES)):
+    if count > 1 and (operation != "add" or kind not in ("f32", *HALVES) or count * TYPE_BYTES[kind] > 16):
         m.refuse("Use add, or one atomic for each element.")
     m.finish()
     returns = ins.opcode == "atom"
@@ -222,7 +227,8 @@ def _fence(e, ins, m):
         e.line("m.observations.fenced(L)")
         return
     wide = {"gl", "gpu", "sys", "cluster"} & set(m.left) and "proxy" not in m.left
-    m.left = [word for word in m.left if word not in ("gl", "sc", "proxy", "alias", "mbarrier_init", *_SCOPES, *_ORDER)]
+    orders = ("sc", "acq_rel", "acquire", "release", "relaxed")
+    m.left = [word for word in m.left if word not in ("gl", "proxy", "alias", "mbarrier_init", *_SCOPES, *orders)]
     m.finish()
     if wide:
         e.line("m.fence(L)")

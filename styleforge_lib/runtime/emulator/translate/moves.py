@@ -81,7 +81,9 @@ def _pack(e, target, source, kind):
 def _cvta(e, ins, m):
     to = m.flag("to")
     space = m.one_of("global", "shared", "local", "const", "param", "shared_cta") or m.refuse()
-    kind = m.type("u64", "u32")
+    if "u32" in m.left:
+        m.refuse("Compile for 64-bit addresses.")
+    kind = m.type("u64")
     m.finish()
     target, source = ins.operands
     space = space.replace("_cta", "")
@@ -89,9 +91,7 @@ def _cvta(e, ins, m):
         symbol = source.base if isinstance(source, Mem) else source
         address = e.address_of(symbol) + (source.offset if isinstance(source, Mem) else 0)
         source = Imm(address, "int")
-    if kind == "u32":
-        m.refuse("Compile for 64-bit addresses.")
-    value = e.use(source, "u64")
+    value = e.use(source, kind)
     if space in WINDOW:
         window = e.code.constant(np.uint64(WINDOW[space]))
         e.set_expression(target, f"{value} - {window}" if to else f"{value} + {window}", "u64")
@@ -101,7 +101,7 @@ def _cvta(e, ins, m):
 
 @rule("isspacep")
 def _isspacep(e, ins, m):
-    space = m.one_of("global", "shared", "local", "const", "shared_cta") or m.refuse()
+    space = m.one_of("global", "shared", "local", "shared_cta") or m.refuse()
     m.finish()
     value = e.use(ins.operands[1], "u64")
     shift = e.constant(40, "u64")
@@ -110,10 +110,8 @@ def _isspacep(e, ins, m):
         e.set_expression(ins.operands[0], f"{slot} == {e.constant(1, 'u64')}", "pred")
     elif space == "local":
         e.set_expression(ins.operands[0], f"{slot} == {e.constant(2, 'u64')}", "pred")
-    elif space == "global":
-        e.set_expression(ins.operands[0], f"{slot} > {e.constant(2, 'u64')}", "pred")
     else:
-        m.refuse()
+        e.set_expression(ins.operands[0], f"{slot} > {e.constant(2, 'u64')}", "pred")
 
 
 @rule("bra")

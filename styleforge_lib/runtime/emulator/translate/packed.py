@@ -46,9 +46,9 @@ def packed_pair(e, ins, m) -> None:
 @rule("vabsdiff2", "vabsdiff4")
 def _absolute_difference(e, ins, m):
     result, first, second = (m.one_of("u32", "s32") for _ in range(3))
-    accumulate, saturate = m.flag("add"), m.flag("sat")
+    accumulate = m.flag("add")
     m.finish()
-    if saturate or not (result and first and second) or len(ins.operands) != 4:
+    if not (result and first and second) or len(ins.operands) != 4:
         m.refuse("Use __vabsdiffu4, __vabsdiffs2 and the like.")
     a, b, c = (e.use(value, "u32") for value in ins.operands[1:4])
     bits = 8 if ins.opcode == "vabsdiff4" else 16

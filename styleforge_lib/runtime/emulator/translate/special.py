@@ -32,8 +32,8 @@ def _special(e, ins, m):
         return
     if ins.opcode in _FUNCTIONS and any(kind in ("bf16", "bf16x2") for kind in m.left):
         kind = m.type("bf16", "bf16x2")
-        if (ins.opcode == "ex2") != m.flag("ftz"):
-            m.refuse()
+        if ins.opcode == "ex2" and not m.flag("ftz"):
+            m.refuse("Write .ftz.")
         m.finish()
         _brain(e, ins, kind)
         return

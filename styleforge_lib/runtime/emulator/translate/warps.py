@@ -112,7 +112,9 @@ def _call(e, ins, m):
 
 @rule("trap", "brkpt")
 def _trap(e, ins, m):
-    pointer = m.flag("pointer")  # the emulator's own: a call through a pointer that leads to no function
+    pointer = ins.opcode == "trap" and m.flag(
+        "pointer"
+    )  # the emulator's own: a call through a pointer that leads to no function
     m.finish()
     e.line(f"m.trap(L, {e.code.site(ins, '', ins.opcode, 4)}, {pointer})")
 
@@ -123,7 +125,8 @@ def _arrive(e, ins, m):
     m.one_of("cta")
     if not m.flag("arrive"):
         m.refuse()
-    m.one_of("aligned")
+    if ins.opcode == "barrier":
+        m.flag("aligned")
     m.finish()
     number, count = (e.use(value, "u32") for value in ins.operands)
     e.line(f"m.arrive({number}, {count}, L, {e.code.site(ins, '', 'barrier', 4)})")

@@ -1,8 +1,9 @@
 """Measure the peers on this GPU and append the rows to records/measurements.csv (`make bench`).
 
 Parts: ceilings (copy and matrix product: what the card can do), profile (each stage inside the running network), layers
-(each stage on its own), norms (instance norm and its peers, by tools/bench_instance_norm.py), network (the whole
-TransformerNet: eager, CUDA graph, torch.compile, by size and precision). All rows of one call are one run.
+(each stage on its own), norms (instance norm and its peers, by tools/bench_instance_norm.py), accelerated (the whole
+TransformerNet through our kernels, by tools/bench_accelerated.py), network (the whole TransformerNet: eager, CUDA
+graph, torch.compile, by size and precision). All rows of one call are one run.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from bench_accelerated import accelerated
 from bench_instance_norm import norms
 from tqdm import tqdm
 
@@ -23,7 +25,7 @@ from styleforge_lib.models.checkpoints import load_style
 from styleforge_lib.models.stages import stages
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (1080, 1920))
-PARTS = ("ceilings", "profile", "layers", "norms", "network")
+PARTS = ("ceilings", "profile", "layers", "norms", "accelerated", "network")
 METHODS = ("cold", "warm")
 
 
@@ -115,6 +117,8 @@ def main() -> int:
             layers(run, (1024, 1024))
         if "norms" in parts:
             norms(run, compiled=not arguments.no_compile)
+        if "accelerated" in parts:
+            accelerated(run, compiled=not arguments.no_compile)
         if "network" in parts:
             network(run, sizes, compiled=not arguments.no_compile)
     print(

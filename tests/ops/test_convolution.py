@@ -72,13 +72,18 @@ def values_of(layer, size, generator, dtype, mean=0.0):
     )
 
 
-def reference(layer, x, weight, bias, affine, residual):
-    """Return all that the layer writes, in the inputs' own dtype: out, then v, then out as the next norm makes it."""
-    v = x.to(weight.dtype) if layer.picture_in else x
+def loaded(layer, x, affine, residual):
+    """Return what the convolution multiplies, in the dtype of x."""
+    v = x
     if affine is not None:
         v = v * affine[:, None, None, :, 0].to(x.dtype) + affine[:, None, None, :, 1].to(x.dtype)
     v = v.relu() if layer.relu_in else v
-    v = v if residual is None else v + residual
+    return v if residual is None else v + residual
+
+
+def reference(layer, x, weight, bias, affine, residual):
+    """Return all that the layer writes, in the inputs' own dtype: out, then v, then out as the next norm makes it."""
+    v = loaded(layer, x.to(weight.dtype) if layer.picture_in else x, affine, residual)
     nchw = v if layer.picture_in else v.permute(0, 3, 1, 2)
     nchw = functional.interpolate(nchw, scale_factor=2) if layer.upsample else nchw
     nchw = functional.pad(nchw, (layer.kernel // 2,) * 4, mode="reflect")
@@ -122,8 +127,8 @@ def operator_of(layer, sizes=None, arch=None):
             x, weight = (to_numbers(v.float(), layer.numbers) for v in (x, weight))
             return reference(layer, x, weight, bias, affine, residual)
         if layer.numbers == "tf32":  # what the tensor core makes of float32: its inputs lose bits, its sums do not
-            written = reference(layer, x, weight, bias, affine, residual)[1:2] if layer.materialise else ()
-            values = reference(replace(layer, materialise=True), x, weight, bias, affine, residual)[1]
+            values = loaded(layer, x, affine, residual)
+            written = (values,) if layer.materialise else ()
             plain = replace(layer, affine=False, relu_in=False, residual=False, materialise=False)
             out, *more = reference(plain, *(to_numbers(v, "tf32") for v in (values, weight)), bias, None, None)
             return (out, *written, *more)

@@ -1,0 +1,202 @@
+"""Measure the accelerated network beside its peers, all in one run, and each of its layers.
+
+Contents
+    CASES               batch and size of the pictures
+    candidates          ours, then PyTorch's ways, on one batch of pictures
+    layers              each launch of our plan on its own
+    accelerated         the part `accelerated` of tools/bench.py: measure, append the rows, print the ratios
+    main                the command line
+
+    python tools/bench.py --parts accelerated
+    python tools/bench_accelerated.py --cases 1x1024x1024,8x512x512 --no-compile
+    python tools/bench_accelerated.py --dry-run       # no GPU: every path once, tiny, in the emulator
+
+Each candidate is timed twice. Cold: the L2 cache is flushed before one call. Graph: ten calls in a CUDA graph, back to
+back (calls that cannot be captured, torch.compile's max-autotune, which holds graphs of its own: back to back, "warm").
+Peak: what one call allocates at most beyond what stood before it, weights and pictures not counted.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from styleforge_lib.accelerate import Plan, accelerate
+from styleforge_lib.lab import records
+from styleforge_lib.lab.bench import Candidate, bench, errors
+from styleforge_lib.lab.peers import PHOTO, STYLE
+from styleforge_lib.lab.photos import photo_tensor
+from styleforge_lib.lab.profile import OPERATOR
+from styleforge_lib.lab.records import Measurement
+from styleforge_lib.models.checkpoints import load_style
+from styleforge_lib.models.stages import stages
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
+
+CASES = ((1, 256, 256), (1, 512, 512), (1, 1024, 1024), (1, 1080, 1920), (8, 512, 512))
+TINY = ((1, 36, 40), (2, 16, 20))
+OURS = (("float16", torch.float16), ("bfloat16", torch.bfloat16), ("tf32", torch.float32))
+LAYERS_AT = (1, 1024, 1024)
+NOT_CAPTURED = "compile max-autotune"
+
+
+def pictures(batch: int, height: int, width: int, device: str) -> torch.Tensor:
+    """Return a batch of the photo, each a little darker than the one before, so that none is like another."""
+    x = photo_tensor(PHOTO, height, width).to(device)
+    return torch.cat([x * (1 - number / 16) for number in range(batch)])
+
+
+def candidates(x: torch.Tensor, compiled: bool, dry: bool) -> Iterator[Candidate]:
+    """Yield ours, then the peers, each with its error against float64."""
+    net = load_style(STYLE, x.device)
+    flops = sum(stage.flops for stage in stages(net, tuple(x.shape)))
+    reference = net.double()(x.double())
+    net.float()
+
+    def candidate(version: str, run: Callable, dtype: str, layout: str = "nhwc") -> Candidate:
+        found = errors(run(), reference)
+        return Candidate(version=version, run=run, dtype=dtype, layout=layout, flops=flops, **found)
+
+    for numbers, dtype in OURS[: 1 if dry else None]:
+        fast = accelerate(net, dtype=dtype, tf32=True)
+        yield candidate("accelerate", lambda fast=fast: fast(x), numbers)
+    fast, bytes_in = accelerate(net), x.round().to(torch.uint8)
+    yield candidate("accelerate uint8", lambda: fast.paint(bytes_in), "float16")
+    if dry:
+        yield candidate("eager", lambda: net(x), "float32", "nchw")
+        return
+    half, x_half = load_style(STYLE, x.device).half().to(memory_format=torch.channels_last), x.half()
+    x_half = x_half.to(memory_format=torch.channels_last)
+    torch.backends.cudnn.allow_tf32 = True
+    for dtype, layout, model, image in (("tf32", "nchw", net, x), ("float16", "nhwc", half, x_half)):
+        yield candidate("eager + benchmark", lambda m=model, i=image: m(i), dtype, layout)
+        if compiled:
+            for version, mode in (("compile", "default"), (NOT_CAPTURED, "max-autotune"))[
+                : 1 if dtype == "tf32" else 2
+            ]:
+                torch._dynamo.reset()
+                made = torch.compile(model, mode=mode, dynamic=False)
+                yield candidate(version, lambda m=made, i=image: m(i), dtype, layout)
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Return what one call allocates at most, once it has been called before."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = run()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
+
+
+def layers(x: torch.Tensor) -> Iterator[tuple[str, Candidate]]:
+    """Yield (operator, candidate) for each launch of our plan in float16; FLOPs as PyTorch would do the layer."""
+    net = load_style(STYLE, x.device)
+    costs = {stage.layer: stage.flops for stage in stages(net, tuple(x.shape)) if stage.kind == "conv"}
+    fast = accelerate(net)
+    plan = Plan(fast._prepared(x.device, x.dtype, x.dtype), tuple(x.shape), x.device, x.dtype)
+    out = plan.launch(x)
+    for step, (source, target, ways) in zip(plan.steps, plan._ways, strict=True):
+        source, target = (given if made is None else made for made, given in ((source, x), (target, out)))
+        tensors = (source, target, step.kernel.weight, ways.get("residual"), ways.get("materialised"))
+        yield (
+            f"{OPERATOR}.{step.name}",
+            Candidate(
+                version=f"accelerate {type(step.kernel).__name__}",
+                run=lambda k=step.kernel, s=source, t=target, w=ways: k(s, t, **w),
+                dtype="float16",
+                layout="nhwc",
+                bytes=sum(t.nbytes for t in tensors if t is not None),
+                flops=costs[step.name],
+            ),
+        )
+
+
+def accelerated(run: str, cases=CASES, *, compiled: bool = True, dry: bool = False) -> list[Measurement]:
+    """Measure every case, append the rows to the records as `run`, and print times, errors, memory and ratios."""
+    rows: list[Measurement] = []
+    device = "cpu" if dry else "cuda"
+    for batch, height, width in TINY if dry else cases:
+        x, shape, found = pictures(batch, height, width, device), f"{batch}x3x{height}x{width}", []
+        print(f"\n{shape:35} {'cold ms':>9} {'graph ms':>9} {'PSNR dB':>8} {'peak MiB':>9}", flush=True)
+        for one in candidates(x, compiled, dry):
+            times = once(one, shape) if dry else timed(one, shape, run)
+            peak = 0 if dry else peak_bytes(one.run)
+            name = f"{one.version} {one.dtype}"
+            cold, warm = (row.median_ms for row in times)
+            print(f"{name:35} {cold:9.4f} {warm:9.4f} {one.psnr_db:8.1f} {peak / 2**20:9.1f}", flush=True)
+            found.append((name, times, peak))
+        ratios(found)
+        rows += [row for _, times, _ in found for row in times]
+        del x
+        if not dry:
+            torch._dynamo.reset()
+            torch.cuda.empty_cache()
+    x = pictures(*(TINY[0] if dry else LAYERS_AT), device)
+    shape = "x".join(map(str, x.shape))
+    print(f"\nlayers at {shape:25} {'cold us':>9} {'graph us':>9} {'TFLOP/s':>8}")
+    for operator, one in layers(x):
+        times = once(one, shape, operator) if dry else timed(one, shape, run, operator)
+        cold, warm = (row.median_ms for row in times)
+        name = f"{operator.removeprefix(OPERATOR + '.')} {one.version.removeprefix('accelerate ')}"
+        print(f"{name:35} {cold * 1e3:9.1f} {warm * 1e3:9.1f} {one.flops / warm / 1e9:8.0f}", flush=True)
+        rows += times
+    return rows
+
+
+def timed(one: Candidate, shape: str, run: str, operator: str = OPERATOR) -> list[Measurement]:
+    """Return the rows of one candidate: cold, and in a graph where it can be captured."""
+    methods = ("cold", "warm" if one.version == NOT_CAPTURED else "graph")
+    return bench(
+        operator, [one], shape=shape, methods=methods, run=run, peers="tools/bench.py --parts accelerated"
+    ).rows
+
+
+def once(one: Candidate, shape: str, operator: str = OPERATOR) -> list[Measurement]:
+    """Return rows of one call by the clock on the wall, which say that it runs and nothing else."""
+    start = time.perf_counter()
+    one.run()
+    ms = 1e3 * (time.perf_counter() - start)
+    given = {key: value for key, value in vars(one).items() if key != "run"}
+    row = Measurement(operator=operator, shape=shape, method="cold", median_ms=ms, p20_ms=ms, p80_ms=ms, **given)
+    return [row, replace(row, method="graph")]
+
+
+def ratios(found: list[tuple[str, list[Measurement], int]]) -> None:
+    """Print how many times faster ours is than each peer, in the same precision and way of timing."""
+    for dtype in ("float16", "tf32"):
+        ours = next((times for name, times, _ in found if name == f"accelerate {dtype}"), None)
+        for name, times, _ in found if ours else ():
+            if times[0].version.startswith("accelerate") or times[0].dtype != dtype:
+                continue
+            cold, warm = (theirs.median_ms / mine.median_ms for theirs, mine in zip(times, ours, strict=True))
+            print(f"  accelerate {dtype} is {cold:.2f}x (cold), {warm:.2f}x (warm) as fast as {name}")
+
+
+def main() -> int:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join("x".join(map(str, case)) for case in CASES), help="BATCHxHxW, ...")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--dry-run", action="store_true", help="tiny pictures in the emulator; nothing is recorded")
+    arguments = parser.parse_args()
+    if arguments.dry_run:
+        os.environ[DEVICE_VARIABLE] = "emulator"
+    elif not torch.cuda.is_available():
+        print("this measures, so it needs an NVIDIA GPU; --dry-run goes through it without one", file=sys.stderr)
+        return 2
+    cases = [tuple(int(n) for n in case.split("x")) for case in arguments.cases.split(",")]
+    torch.backends.cudnn.benchmark = True
+    with torch.inference_mode():
+        rows = accelerated(records.new_run(), cases, compiled=not arguments.no_compile, dry=arguments.dry_run)
+    print(f"{len(rows)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -334,12 +334,12 @@ def _peers_figure() -> tuple[object, Callable[[], bytes]]:
     rows = list(peers(SHAPE).values())
     best = min(rows, key=lambda row: row.median_ms)
     title = f"TransformerNet at 1024×1024, {best.where}"
-    return [asdict(row) for row in rows], lambda: _png(draw_versions(rows, title=title, highlight=best.version))
+    return [asdict(row) for row in rows], lambda: png(draw_versions(rows, title=title, highlight=best.version))
 
 
 def _shares_figure() -> tuple[object, Callable[[], bytes]]:
     sums = {title: by_kind(rows) for title, rows in profiled().items()}
-    return sums, lambda: _png(draw_shares(sums))
+    return sums, lambda: png(draw_shares(sums))
 
 
 def _paintings() -> tuple[object, Callable[[], bytes]]:
@@ -347,7 +347,8 @@ def _paintings() -> tuple[object, Callable[[], bytes]]:
     return [PHOTOS, weights], lambda: gallery(PHOTOS, size=480).data
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -6,7 +6,9 @@ The kernels are those of bench_emulator.cu. Columns: lanes in a launch, millisec
 launch by the processor's clock (all threads together) and by the wall's, million warp instructions and GFLOP (two for
 a fused multiply-add) per second of processor time, and how many times longer a launch takes with metrics, and with
 metrics and races, on all blocks. Each time is the least of the repeats, and speeds come from the processor's, so that
-others' work on the machine changes little. Warp instructions are PTX-level.
+others' work on the machine changes less. It changes something, as caches are shared: each row also says how long NumPy
+took for a fixed piece of work at that time (see `yardstick`), and how many processes wanted to run. Warp instructions
+are PTX-level.
 """
 
 from __future__ import annotations
@@ -93,6 +95,22 @@ def best(repeat: int, function: Callable[[], object]) -> tuple[float, float]:
     return min(cpu for cpu, _ in times), min(wall for _, wall in times)
 
 
+def yardstick() -> float:
+    """Return the microseconds that NumPy needs to copy 65536 float32 into a complex array and multiply that by another.
+
+    It is what a fused multiply-add comes down to; eight arrays take turns, as the sums of a kernel would.
+    """
+    rooms = [np.ones(1 << 16, np.complex64) for _ in range(8)]
+    pair, value = np.ones(1 << 16, np.complex64), np.ones(1 << 16, np.float32)
+
+    def turn() -> None:
+        for number in range(8):
+            rooms[number].imag = value
+            rooms[number] = np.multiply(pair, rooms[number])
+
+    return 1e6 / 8 * best(50, turn)[0]
+
+
 def measure(name: str, case: Case, repeat: int) -> dict[str, object]:
     """Return one row."""
     fresh = program()
@@ -118,6 +136,8 @@ def measure(name: str, case: Case, repeat: int) -> dict[str, object]:
         "gflop_per_s": round(case.operations / cpu / 1e9, 3),
         "times_with_metrics": round(metrics / cpu, 2),
         "times_with_races": round(races / cpu, 2),
+        "yardstick_us": round(yardstick(), 1),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
     }
 
 
@@ -128,7 +148,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     options = parser.parse_args()
-    heads = ("lanes", "transl. ms", "CPU ms", "wall ms", "Mwarp/s", "GFLOP/s", "metrics", "races")
+    heads = ("lanes", "transl. ms", "CPU ms", "wall ms", "Mwarp/s", "GFLOP/s", "metrics", "races", "yardstick")
     print(f"{'kernel':36s}" + "".join(f"{head:>11s}" for head in heads))
     rows = []
     for name, case in cases().items():
@@ -139,7 +159,8 @@ def main() -> None:
         speed, operations = row["mega_warp_instructions_per_s"], row["gflop_per_s"]
         print(
             f"{name:36s}{row['lanes']:11d}{row['translation_ms']:11.1f}{row['cpu_ms']:11.2f}{row['wall_ms']:11.2f}"
-            f"{speed:11.1f}{operations:11.2f}{row['times_with_metrics']:10.1f}x{row['times_with_races']:10.1f}x",
+            f"{speed:11.1f}{operations:11.2f}{row['times_with_metrics']:10.1f}x{row['times_with_races']:10.1f}x"
+            f"{row['yardstick_us']:11.1f}",
             flush=True,
         )
     if options.csv:

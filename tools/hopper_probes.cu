@@ -6,6 +6,7 @@
 //     mbarrier        states, parities and counts
 //     bulk copies     pipelines into shared memory, stores and reductions out of it
 //     boxes           of tensors, swizzled or not, and what is outside
+//     clusters        the other block's shared memory, multicast
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -441,4 +442,80 @@ extern "C" __global__ void __launch_bounds__(128)
         asm volatile("cp.async.bulk.commit_group;" ::: "memory");
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
+}
+
+// cp.async whose arrival an mbarrier counts: half the threads copy, the others wait.
+extern "C" __global__ void __launch_bounds__(128) copies_counted(const int* a, int* out, int n) {
+    __shared__ __align__(16) int s[64];
+    __shared__ u64 b;
+    int t = threadIdx.x, i = blockIdx.x * 128 + t;
+    if (!t) init(&b, 64);
+    __syncthreads();
+    out[i] = 0;
+    if (t < 64) {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at(&s[t])), "l"(a + i) : "memory");
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at(&b)) : "memory");
+    } else {
+        wait(&b, 0);
+        out[i] = s[127 - t];
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Clusters of two
+
+__device__ __forceinline__ unsigned rank() {
+    unsigned r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+__device__ __forceinline__ unsigned there(const void* p, unsigned r) {
+    unsigned found;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(found) : "r"(at(p)), "r"(r));
+    return found;
+}
+#define CLUSTER                                                      \
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); \
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+
+// Reads, writes, atomics and arrivals in the other block's shared memory.
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(128)
+    cluster_exchange(const int* a, int* out, int n) {
+    __shared__ int s[128], sums[128], box[128];
+    __shared__ u64 b;
+    int t = threadIdx.x, i = blockIdx.x * 128 + t, other = rank() ^ 1, v;
+    s[t] = a[i], sums[t] = 0;
+    if (!t) init(&b, 128);
+    CLUSTER
+    asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(v) : "r"(there(&s[127 - t], other)) : "memory");
+    out[i] = v * 3 + rank();
+    for (int r = 0; r < 2; r++)
+        asm volatile("red.shared::cluster.add.s32 [%0], %1;" ::"r"(there(&sums[t], r)), "r"(a[i] + r) : "memory");
+    asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(there(&box[t ^ 5], other)), "r"(a[i] * 7) : "memory");
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there(&b, other)) : "memory");
+    asm volatile("{.reg .pred p;\nAGAIN:\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n"
+                 " @!p bra AGAIN;\n}" ::"r"(at(&b)) : "memory");
+    out[n + i] = box[t];
+    CLUSTER
+    out[2 * n + i] = sums[t];
+}
+
+// Each block brings half of a row, to both.
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(128)
+    cluster_multicast(const int* a, int* out, int n) {
+    __shared__ __align__(128) int s[256];
+    __shared__ u64 b;
+    int t = threadIdx.x, i = blockIdx.x * 128 + t;
+    if (!t) init(&b, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    CLUSTER
+    if (!t) {
+        expect(&b, 1024);
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                     "[%0], [%1], 512, [%2], %3;"
+                     ::"r"(at(s + 128 * rank())), "l"(a + 128 * blockIdx.x), "r"(at(&b)), "h"((short)3) : "memory");
+    }
+    wait(&b, 0);
+    out[i] = s[t], out[n + i] = s[128 + t];
+    CLUSTER
 }

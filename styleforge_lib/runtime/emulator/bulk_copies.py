@@ -78,8 +78,11 @@ class BulkCopies:
 
     # --- into shared memory ----------------------------------------------------------------------------------------
 
-    def load(self, target, source, size, barrier, lanes: Lanes, read: Site, write: Site) -> None:
-        """cp.async.bulk.shared.global; target, source and barrier are (address, offset, space)."""
+    def load(self, target, source, size, barrier, ranks, lanes: Lanes, read: Site, write: Site) -> None:
+        """cp.async.bulk.shared.global; target, source and barrier are (address, offset, space).
+
+        ranks: the blocks of the cluster that it goes to, as bits; None for one.
+        """
         size = lanes.expand(size).reshape(-1).astype(np.int64)
         data: list = [None] * lanes.count
         for spot in self._spots(source, size, lanes, read):
@@ -87,7 +90,7 @@ class BulkCopies:
                 row = self._source(spot, length)
                 for place in spot.place[size[spot.place] == length].tolist():
                     data[place] = row if row.ndim == 1 else row[:, spot.block[spot.place == place][0]]
-        self.send(target, size, data, barrier, lanes, write)
+        self.cast(target, size, data, barrier, ranks, lanes, write)
 
     @staticmethod
     def _source(spot: Spot, length: int) -> np.ndarray:
@@ -95,6 +98,18 @@ class BulkCopies:
         if spot.region.banked:
             return spot.region.words[spot.offset // 4 : (spot.offset + length) // 4].copy()
         return spot.region.data[spot.offset : spot.offset + length].view(np.uint32).copy()
+
+    def cast(self, target, size, data: list, barrier, ranks, lanes: Lanes, site: Site, units: int = 0) -> None:
+        """Send data to the lanes' own block, or to several of the cluster: there to the same places."""
+        if ranks is None:
+            self.send(target, size, data, barrier, lanes, site, units)
+            return
+        for places, name in self.batch.clusters.ranks(ranks, lanes):
+            to, bars = (
+                tuple(lanes.expand(v).reshape(-1)[places] if isinstance(v, np.ndarray) else v for v in one)
+                for one in (target, barrier)
+            )
+            self.send(to, size[places], [data[place] for place in places.tolist()], bars, name, site, units)
 
     def send(self, target, size: np.ndarray, data: list, barrier, lanes: Lanes, site: Site, units: int = 0) -> None:
         """Send each lane's words on their way into shared memory, and to the mbarrier that counts them.
@@ -152,7 +167,7 @@ class BulkCopies:
 
     # --- boxes of a tensor -----------------------------------------------------------------------------------------
 
-    def load_box(self, target, tensor, corner: tuple, barrier, lanes: Lanes, read: Site, write: Site) -> None:
+    def load_box(self, target, tensor, corner: tuple, barrier, ranks, lanes: Lanes, read: Site, write: Site) -> None:
         """cp.async.bulk.tensor.shared.global: a box at some coordinates; what lies outside is filled."""
         for content, part in self._maps(tensor, lanes, read):
             data = []
@@ -165,7 +180,8 @@ class BulkCopies:
                 self.batch.trace.copied(read, "global", np.full(part.count, content.bytes))
             size = np.full(part.count, content.bytes)
             to, bars = (tuple(self._seen_by(part, lanes, value) for value in one) for one in (target, barrier))
-            self.send(to, size, data, bars, part, write, SWIZZLE_UNITS[content.swizzle])
+            named = self._seen_by(part, lanes, ranks)
+            self.cast(to, size, data, bars, named, part, write, SWIZZLE_UNITS[content.swizzle])
 
     def store_box(self, tensor, corner: tuple, source, lanes: Lanes, read: Site, write: Site) -> None:
         """cp.async.bulk.tensor.global.shared: what lies outside is left out."""
@@ -204,8 +220,10 @@ class BulkCopies:
         """Yield, for each lane, where the elements of its box lie in an array (-1: outside), and the array."""
         region = self.batch.memory.regions[content.address >> SLOT_SHIFT]
         if len(corner) != len(content.box):
+            block, thread = _who(part)
+            spot = Spot(region, 0, block, thread, np.arange(part.count), part, block)
             raise fault_of(
-                self.batch, "tensor map", site, Spot(region, 0, *_who(part), np.arange(part.count), part), np.True_,
+                self.batch, "tensor map", site, spot, np.True_,
                 lambda _: f"the map has {len(content.box)} axes, and the instruction {len(corner)}",
             )  # fmt: skip
         corners = [part.expand(self._seen_by(part, lanes, value)).reshape(-1).astype(np.int64) for value in corner]
@@ -276,7 +294,7 @@ class BulkCopies:
             gone = mask[store.position] & (store.data is None)
             if gone.any():
                 thread, block = (store.position // self.batch.universe.blocks), store.block
-                spot = Spot(store.region, 0, block, thread, thread, self.batch.universe.flat(store.position))
+                spot = Spot(store.region, 0, block, thread, thread, self.batch.universe.flat(store.position), block)
                 raise fault_of(self.batch, "bulk copy without its wait", store.site, spot, gone, lambda _, s=store: (
                     f"it leaves the kernel while its copy out of {s.region.name} is on its way: "
                     "cp.async.bulk.commit_group and cp.async.bulk.wait_group.read 0 must come first"

@@ -22,6 +22,7 @@ from .lanes import ALL, Lanes
 SLOT_SHIFT = 40  # bits of an address inside a slot: no kernel's index overflows into the next
 SLOT_MIDDLE = 1 << (SLOT_SHIFT - 1)
 SHARED_SLOT, LOCAL_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, FUNCTION_SLOT, FIRST_FREE_SLOT = 1, 2, 3, 4, 5, 16
+RANK_SHIFT = 24  # from where a shared address names a block of the cluster
 BANK_SHIFT = 20  # the same inside the 32-bit shared and local windows
 BANK_MIDDLE = 1 << (BANK_SHIFT - 1)
 # What unwritten memory holds: a NaN as float16, bfloat16, float32 and float64, and a conspicuous integer.
@@ -180,6 +181,7 @@ class Memory:
         self.local: dict[int, Bank] = {}
         self.coordinates = coordinates
         self.trace = trace
+        self.clusters = None
 
     # --- locating --------------------------------------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ class Memory:
         else:
             least = most = int(address)
         least, most = least + low, most + low
+        if space == "shared" and most >> RANK_SHIFT:
+            return self._elsewhere(address, low, lanes, site)
         if space in ("shared", "local"):
             slot, same = least >> BANK_SHIFT, most >> BANK_SHIFT == least >> BANK_SHIFT
             banks = self.shared if space == "shared" else self.local
@@ -249,6 +253,11 @@ class Memory:
         return (
             int(np.bitwise_or.reduce(absolute, axis=None)) & 15 if isinstance(absolute, np.ndarray) else absolute & 15
         )
+
+    def _elsewhere(self, address, low: int, lanes: Lanes, site: Site) -> Scattered:
+        """Look at addresses in the shared memory of other blocks of the cluster."""
+        parts = self.clusters.parts(np.asarray(address), lanes, site)
+        return Scattered(lanes, [(mask, self.locate(one, low, "shared", name, site)) for mask, one, name in parts])
 
     def _scattered(self, address, low: int, space: str, lanes: Lanes, site: Site) -> Scattered:
         full = lanes.expand(address)

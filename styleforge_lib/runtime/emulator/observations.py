@@ -110,12 +110,15 @@ class Observations:
     def arrive(self, barrier, spot) -> None:
         """Note that threads arrive at an mbarrier: who waits there will know what they know."""
         self._grow()
-        np.maximum.at(self.carried[barrier.number].T, spot.block, self.seen[:, spot.thread, spot.block].T)
+        np.maximum.at(self.carried[barrier.number].T, spot.block, self.seen[:, spot.thread, spot.home].T)
 
     def completed(self, barrier, blocks: np.ndarray) -> None:
         """Order what came before a phase's end and what comes after it, as a barrier of the block does."""
         mask = np.zeros(self.batch.universe.blocks, bool)
         mask[blocks] = True
+        size = self.batch.clusters.size
+        if size > 1:
+            mask = np.repeat(mask.reshape(-1, size).any(axis=1), size)
         self.detector.epoch[mask] += 1
 
     def passed(self, barrier, thread: np.ndarray, block: np.ndarray) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import translation_cache
 from .calls import STACK, flatten, function_addresses
+from .clusters import in_clusters
 from .control_flow import BARRIERS, Block, Graph, build_graph
 from .faults import unsupported
 from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
@@ -178,6 +179,7 @@ class Launch:
     parameters: bytes
     regions: dict[int, Region]
     trace: object | None
+    cluster: tuple[int, int, int] = (1, 1, 1)
     cooperative: bool = False
 
 
@@ -306,7 +308,7 @@ class Program:
             shared_bytes: size of `extern __shared__` memory.
             cooperative: all blocks run at once, and `cooperative_groups::this_grid().sync()` makes them wait for each
                 other. Whether a card has room for them is the caller's to check.
-            blocks: linear numbers (x fastest) of the blocks to run; all if None.
+            blocks: linear numbers (x fastest) of the blocks to run, with the rest of their clusters; all if None.
             trace: a `metrics.Trace` that collects per-line counts, races and unwritten reads.
             names: what to call the arrays in messages; else "argument 0" ...
             progress: is called some ten times a second with how many blocks have been done, and of how many.
@@ -328,6 +330,8 @@ class Program:
             raise ValueError(f"blocks must lie in 0..{total - 1}")
         if cooperative and np.unique(numbers).size < total:
             raise ValueError("blocks: a cooperative launch runs all of its blocks, since they wait for each other")
+        if launch.cluster != (1, 1, 1):
+            numbers = in_clusters(numbers, launch.grid, launch.cluster)
         if trace is not None:
             trace.begin(plan, launch)
         size = self._blocks_per_batch(plan, launch)
@@ -364,7 +368,8 @@ class Program:
         local = sum(size for _, _, size in plan.local_layout.values())
         memory = plan.static_shared + launch.shared_bytes + local * launch.threads
         most = MEMORY_PER_BATCH // max(1, memory * (SHADOW_BYTES if shadowed else 1))
-        return max(1, min(lanes // launch.threads, most))
+        whole = math.prod(launch.cluster)
+        return max(1, min(lanes // launch.threads, most) // whole) * whole
 
     def _launch(self, name: str, grid, block, args, shared_bytes: int, trace, names) -> Launch:
         grid, block = _dimensions(grid, "grid"), _dimensions(block, "block")
@@ -403,13 +408,16 @@ class Program:
             data += raw
         parameter_bytes = np.frombuffer(bytes(data), np.uint8)
         regions[PARAMETER_SLOT] = Region("the parameters", slot_base(PARAMETER_SLOT), parameter_bytes, "parameter")
-        return Launch(grid, block, threads, int(shared_bytes), bytes(data), regions, trace)
+        cluster = self._function(name).cluster or (1, 1, 1)
+        if any(size % part for size, part in zip(grid, cluster, strict=True)):
+            raise ValueError(f"grid {grid} is no multiple of the kernel's cluster {cluster}")
+        return Launch(grid, block, threads, int(shared_bytes), bytes(data), regions, trace, cluster)
 
 
 def _is_asynchronous(item) -> bool:
     """Whether an instruction belongs to what runs on beside the threads: mbarrier, bulk copies, wgmma."""
     opcode = getattr(item, "opcode", "")
-    return opcode in ("wgmma", "mbarrier") or (opcode == "cp" and "bulk" in item.modifiers)
+    return opcode in ("wgmma", "mbarrier", "mapa") or (opcode == "cp" and "bulk" in item.modifiers)
 
 
 def _dimensions(value: Sequence[int], what: str) -> tuple[int, int, int]:

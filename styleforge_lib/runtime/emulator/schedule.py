@@ -20,6 +20,7 @@ import numpy as np
 from .async_copies import AsyncCopies
 from .barriers import Barriers
 from .bulk_copies import BulkCopies
+from .clusters import Clusters
 from .control_flow import Block
 from .faults import EmulatorFault
 from .lanes import Lanes, Universe, merge
@@ -70,7 +71,9 @@ class Batch:
         self.pending: dict[int, Lanes] = {}
         self.barriers = Barriers(self)
         self.observations = observations_of(self)
+        self.clusters = self.memory.clusters = Clusters(self)
         self.mbarriers, self.bulk, self.warpgroups = MBarriers(self), BulkCopies(self), Warpgroups(self)
+        self.waits = {"mbarrier": self.mbarriers, "wgmma": self.warpgroups, "barrier": self.clusters}
         self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
@@ -154,6 +157,8 @@ class Batch:
         }
         if base in table:
             return table[base]()
+        if (of_cluster := self.clusters.special(base, axis)) is not None:
+            return of_cluster
         if name == "%carry":
             return np.uint32(0)
         raise NotImplementedError(f"the emulator does not know the special register `{name}`.")
@@ -268,7 +273,7 @@ class Batch:
         elif kind == "barrier":
             self.barriers.reach(block, lanes)
         elif kind == "wait":
-            (self.warpgroups if block.last.opcode == "wgmma" else self.mbarriers).reach(block, lanes)
+            self.waits[block.last.opcode].reach(block, lanes)
         else:
             self._switch(block, step, lanes, outputs)
 
@@ -300,6 +305,8 @@ class Batch:
         for waiting in self.mbarriers.waiting:
             live |= blocks[waiting.target].live_in
         for number in self.warpgroups.parked:
+            live |= blocks[number].live_in
+        for _, number in self.clusters.waiting:
             live |= blocks[number].live_in
         return live
 
@@ -341,6 +348,7 @@ class Batch:
     def _leave(self, lanes: Lanes) -> None:
         self.bulk.left(lanes)
         self.warps.exited |= lanes.mask()
+        self.clusters.left()
         self.polled = 0
 
     def _switch(self, block: Block, step, lanes: Lanes, outputs: tuple) -> None:

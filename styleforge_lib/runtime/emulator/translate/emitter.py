@@ -176,6 +176,8 @@ class KernelCode:
             return self.flat.registers[register]
         if register == "%carry":
             return "b32"
+        if register == "%is_explicit_cluster":
+            return "pred"
         return "u64" if register.endswith("64") or register == "%globaltimer" else "u32"
 
     def constant(self, value) -> str:

@@ -108,6 +108,34 @@ def _register_wait(e, ins, space: str, verb: str, width: int) -> None:
     e.code.waits[e.block.index] = e.code.namespace[name]
 
 
+@wait_rule("barrier")
+def _cluster_wait(e, ins, m):
+    m.left = [word for word in m.left if word not in ("cluster", "wait", "aligned", "acquire")]
+    if m.left or "wait" not in ins.modifiers:
+        m.refuse("Use barrier.cluster.arrive and barrier.cluster.wait.")
+    _register_wait(e, ins, "", "barrier", 0)
+
+
+@rule("mapa")
+def _mapa(e, ins, m):
+    generic = m.one_of("shared_cluster") is None
+    kind = m.type("u64" if generic else "u32", "u32")
+    m.finish()
+    target, source, rank = ins.operands
+    site = e.code.site(ins, "", ins.opcode, 0)
+    value, rank = e.use(source, "u64" if generic or isinstance(source, Sym) else "u32"), e.use(rank, "u32")
+    e.set_expression(target, f"m.clusters.map_address({value}, {rank}, {generic}, L, {site})", kind)
+
+
+@rule("getctarank")
+def _getctarank(e, ins, m):
+    generic = m.one_of("shared_cluster") is None
+    kind = m.type("u64", "u32")
+    m.finish()
+    target, source = ins.operands
+    e.set_expression(target, f"m.clusters.rank_of({e.use(source, kind)}, {generic}, L)", "u32")
+
+
 # --- cp.async.bulk ----------------------------------------------------------------------------------------------------
 
 _COPY_HINT = (
@@ -134,10 +162,12 @@ def bulk_copy(e, ins, m) -> None:
         return
     if m.flag("prefetch"):
         return  # of the L2 cache: no value changes
-    hinted = m.flag("L2_cache_hint")
+    hinted, mask = m.flag("L2_cache_hint"), None
     operands = list(ins.operands[:-1] if hinted else ins.operands)
+    if m.flag("multicast_cluster"):
+        mask = e.use(operands.pop(), "u16")
     if m.flag("tensor"):
-        _box(e, ins, m, operands)
+        _box(e, ins, m, operands, mask)
         return
     if m.flag("bulk_group"):
         m.one_of("global") or m.refuse(_COPY_HINT)
@@ -153,16 +183,15 @@ def bulk_copy(e, ins, m) -> None:
         return
     if not m.flag("mbarrier_complete_tx_bytes"):
         m.refuse(_COPY_HINT)
-    to = m.one_of("shared_cluster", "shared_cta") or m.refuse(_COPY_HINT)
+    m.one_of("shared_cluster", "shared_cta") or m.refuse(_COPY_HINT)
     source_space = m.one_of("global", "shared_cta") or m.refuse(_COPY_HINT)
-    if m.left or len(operands) != 4 or ins.modifiers[-1] == "multicast_cluster":
+    if m.left or len(operands) != 4:
         m.refuse(_COPY_HINT)
     target, source, size, barrier = operands
     source_space = "global" if source_space == "global" else "shared"
     read, write = e.code.site(ins, source_space, "load", 16), e.code.site(ins, "shared", "store", 16)
-    del to
     where = f"{address(e, target, 'shared')}, {address(e, source, source_space)}, {e.use(size, 'u32')}"
-    e.line(f"m.bulk.load({where}, {address(e, barrier, 'shared')}, L, {read}, {write})")
+    e.line(f"m.bulk.load({where}, {address(e, barrier, 'shared')}, {mask}, L, {read}, {write})")
 
 
 _BOX_HINT = (
@@ -171,7 +200,7 @@ _BOX_HINT = (
 )
 
 
-def _box(e, ins, m, operands: list) -> None:
+def _box(e, ins, m, operands: list, mask: str | None) -> None:
     """Translate cp.async.bulk.tensor; `tensor` has been taken."""
     axes = m.one_of("1d", "2d", "3d", "4d", "5d") or m.refuse(_BOX_HINT)
     m.flag("tile")
@@ -191,7 +220,7 @@ def _box(e, ins, m, operands: list) -> None:
         e.line(f"m.bulk.store_box({where}, ({corner},), {held}, L, {read}, {write})")
     else:
         counted = address(e, operands[2], "shared")
-        e.line(f"m.bulk.load_box({held}, {where}, ({corner},), {counted}, L, {read}, {write})")
+        e.line(f"m.bulk.load_box({held}, {where}, ({corner},), {counted}, {mask}, L, {read}, {write})")
 
 
 def _reduction(m, ins) -> tuple[str | None, str]:

@@ -8,9 +8,9 @@ from .emitter import DTYPES, dtype_name, rule
 
 # What may follow each opcode: spaces, memory orders, and hints to the caches.
 _SPACES = {
-    "ld": ("global", "shared", "local", "const", "param", "shared_cta", "param_entry"),
-    "st": ("global", "shared", "local", "shared_cta"),
-    "atom": ("global", "shared", "shared_cta"),
+    "ld": ("global", "shared", "local", "const", "param", "shared_cta", "shared_cluster", "param_entry"),
+    "st": ("global", "shared", "local", "shared_cta", "shared_cluster"),
+    "atom": ("global", "shared", "shared_cta", "shared_cluster"),
 }
 _ORDERS = {
     "ld": ("weak", "volatile", "relaxed", "acquire"),
@@ -20,7 +20,13 @@ _ORDERS = {
 }
 _CACHES = {"ld": ("ca", "cg", "cs", "lu", "cv", "nc"), "st": ("wb", "cg", "cs", "wt")}
 _SCOPES = ("cta", "gpu", "sys", "cluster")
-_NAMES = {"const": "constant", "param": "parameter", "shared_cta": "shared", "param_entry": "parameter"}
+_NAMES = {
+    "const": "constant",
+    "param": "parameter",
+    "shared_cta": "shared",
+    "shared_cluster": "shared",
+    "param_entry": "parameter",
+}
 _SCALARS = tuple(kind for kind in DTYPES if kind not in ("pred", "f16x2", "bf16x2", "bf16", "f16", "b128"))
 _WIDE = (*_SCALARS, "b128")
 

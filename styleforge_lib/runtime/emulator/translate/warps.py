@@ -121,7 +121,12 @@ def _trap(e, ins, m):
 
 @rule("bar", "barrier")
 def _arrive(e, ins, m):
-    """bar.arrive, the only barrier that does not end a block."""
+    """bar.arrive and barrier.cluster.arrive, the only barriers that do not end a block."""
+    if m.flag("cluster"):
+        m.left = [word for word in m.left if word not in ("arrive", "aligned", "release", "relaxed")]
+        m.finish()
+        e.line("m.clusters.arrive(L)")
+        return
     m.one_of("cta")
     if not m.flag("arrive"):
         m.refuse()

@@ -36,7 +36,7 @@ def in_clusters(numbers: np.ndarray, grid: tuple[int, int, int], cluster: tuple[
 class Clusters:
     """The clusters of one batch.
 
-    Nobody waits here for ever: a thread that has left is not waited for, and one that waits elsewhere is reported there.
+    Nobody waits here for ever: who has left is not waited for, and who waits elsewhere is reported there.
     """
 
     def __init__(self, batch):

@@ -252,7 +252,7 @@ def test_reading_the_own_copy_before_the_wait():
 
 
 @pytest.mark.parametrize(("instruction", "says"), [
-    ("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r], [rd], 16, [r], h;", "cp.async.bulk.shared::cluster.global"),
+    ("cp.async.bulk.shared::cluster.local.mbarrier::complete_tx::bytes [r], [rd], 16, [r];", "cp.async.bulk.shared::cluster.global"),
     ("cp.async.mbarrier.arrive.noinc.shared.b32 [r];", "cp.async.mbarrier.arrive"),
     ("cp.async.cg.shared.global [r], [rd], 8;", "of 16"),
     ("cp.async.ca.shared.global [r], [rd], 4, p;", "source size of 0"),

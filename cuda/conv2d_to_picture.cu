@@ -11,6 +11,19 @@
 //            P[y][q][3 * dx + k] = sum over dy, c of v[y + dy][q][c] * W[k][c][dy][dx], 27 of 32 columns for KERNEL 9,
 //            for all columns q of the halo; then out[y][x][k] = sum over dx of P[y][x + dx][3 * dx + k], in the epilogue.
 // numbers    the shifted sum adds float32 in the order of dx.
+#ifndef C_IN  // the file alone, as a learner or a test compiles it: something small
+#define C_IN 16
+#define C_OUT 3
+#define STRIDE 1
+#define KERNEL 3
+#define TILE_H 4
+#define TILE_W 14
+#define WARPS_M 4
+#define WARPS_N 1
+#define COLUMNS 16
+#define RING 2
+#define BLOCKS 1
+#endif
 #include "common/layer.cuh"
 #include "common/pictures.cuh"
 

@@ -44,30 +44,65 @@ struct Piece {
     }
 };
 
-// Call f(i, x, g) for the numbers of this thread, one or LANES<T> at a time; where `backwards`, from the last vector to
-// the first, because the L2 cache holds what was read last.
+// f(i, x, g) for COUNT numbers, g being the gradient behind the ReLU. (Function objects, and not generic lambdas, which
+// NVRTC 13.0 takes for functions of the host.)
+template <int COUNT, typename T, typename Function>
+__device__ void take(const T* x, const T* out, const T* dout, long long i, Function& f) {
+    float value[COUNT], gradient[COUNT];
+    load(x + i, value);
+    load(dout + i, gradient);
+    if (out) {
+        float result[COUNT];
+        load(out + i, result);
+        for (int k = 0; k < COUNT; k++)
+            if (result[k] <= 0.0f) gradient[k] = 0.0f;
+    }
+    f(i, value, gradient);
+}
+
+// Take the numbers of this thread, one or LANES<T> at a time; where `backwards`, from the last vector to the first,
+// because the L2 cache holds what was read last.
 template <typename T, typename Function>
 __device__ void each(const T* x, const T* out, const T* dout, long long count, const Span& span, bool backwards,
-                     Function f) {
-    const auto take = [&](long long i, auto& value, auto& gradient, auto& result) {
-        load(x + i, value);
-        load(dout + i, gradient);
-        if (out) {
-            load(out + i, result);
-            for (int k = 0; k < sizeof(value) / sizeof(float); k++)
-                if (result[k] <= 0.0f) gradient[k] = 0.0f;
-        }
-        f(i, value, gradient);
-    };
-    float one[3][1], some[3][LANES<T>];
-    for (long long i = threadIdx.x; i < span.head; i += blockDim.x) take(i, one[0], one[1], one[2]);
+                     Function& f) {
+    for (long long i = threadIdx.x; i < span.head; i += blockDim.x) take<1>(x, out, dout, i, f);
 #pragma unroll 2
     for (long long i = threadIdx.x; i < span.vectors; i += blockDim.x) {
         const long long vector = backwards ? span.vectors - 1 - i : i;
-        take(span.head + vector * LANES<T>, some[0], some[1], some[2]);
+        take<LANES<T>>(x, out, dout, span.head + vector * LANES<T>, f);
     }
-    for (long long i = span.tail + threadIdx.x; i < count; i += blockDim.x) take(i, one[0], one[1], one[2]);
+    for (long long i = span.tail + threadIdx.x; i < count; i += blockDim.x) take<1>(x, out, dout, i, f);
 }
+
+struct Sums {
+    const Plane& plane;
+    float sum[2];
+
+    template <int COUNT>
+    __device__ void operator()(long long, const float (&value)[COUNT], const float (&g)[COUNT]) {
+        float part[2] = {};  // of one vector: a plane's sums meet fewer roundings
+        for (int k = 0; k < COUNT; k++) {
+            part[0] += g[k];
+            part[1] += g[k] * plane.normalized(value[k]);
+        }
+        sum[0] += part[0];
+        sum[1] += part[1];
+    }
+};
+
+template <typename T>
+struct Gradients {
+    const Plane& plane;
+    float scale, mean, slope;
+    T *dx, *dresidual;
+
+    template <int COUNT>
+    __device__ void operator()(long long i, float (&value)[COUNT], const float (&g)[COUNT]) {
+        if (dresidual) store(dresidual + i, g);
+        for (int k = 0; k < COUNT; k++) value[k] = scale * ((g[k] - mean) - plane.normalized(value[k]) * slope);
+        store(dx + i, value);
+    }
+};
 
 template <typename T>
 __device__ void plane_sums(const T* x, const T* out, const T* dout, const float* saved, float* partial, long long size,
@@ -78,20 +113,11 @@ __device__ void plane_sums(const T* x, const T* out, const T* dout, const float*
     x += piece.start;
     dout += piece.start;
     if (out) out += piece.start;
-    float sum[2] = {};
-    each(x, out, dout, piece.count, out ? Span(piece.count, x, dout, out) : Span(piece.count, x, dout), false,
-         [&](long long, auto& value, auto& g) {
-             float part[2] = {};  // of one vector: a plane's sums meet fewer roundings
-             for (int k = 0; k < sizeof(value) / sizeof(float); k++) {
-                 part[0] += g[k];
-                 part[1] += g[k] * plane.normalized(value[k]);
-             }
-             sum[0] += part[0];
-             sum[1] += part[1];
-         });
-    sum_block(sum, shared);
+    Sums sums{plane, {}};
+    each(x, out, dout, piece.count, out ? Span(piece.count, x, dout, out) : Span(piece.count, x, dout), false, sums);
+    sum_block(sums.sum, shared);
     if (threadIdx.x == 0)
-        for (int k = 0; k < 2; k++) partial[2LL * blockIdx.x + k] = sum[k];
+        for (int k = 0; k < 2; k++) partial[2LL * blockIdx.x + k] = sums.sum[k];
 }
 
 template <typename T>
@@ -118,12 +144,8 @@ __device__ void plane_apply(const T* x, const T* out, const T* dout, const float
     Span span = out ? Span(piece.count, x, dout, dx, out) : Span(piece.count, x, dout, dx);
     if (dresidual)
         span = out ? Span(piece.count, x, dout, dx, out, dresidual) : Span(piece.count, x, dout, dx, dresidual);
-    each(x, out, dout, piece.count, span, true, [&](long long i, auto& value, auto& g) {
-        if (dresidual) store(dresidual + i, g);
-        for (int k = 0; k < sizeof(value) / sizeof(float); k++)
-            value[k] = scale * ((g[k] - mean) - plane.normalized(value[k]) * slope);
-        store(dx + i, value);
-    });
+    Gradients<T> gradients{plane, scale, mean, slope, dx, dresidual};
+    each(x, out, dout, piece.count, span, true, gradients);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -133,7 +133,8 @@ APPROXIMATIONS = {
     "ex2_float16": Approximation("ex2.approx.f16", np.exp2, 2.0**-9.9, "relative"),
     "tanh_float16": Approximation("tanh.approx.f16", np.tanh, 2.0**-10.987, "absolute"),
     "ex2_bfloat16": Approximation("ex2.approx.ftz.bf16", np.exp2, 2.0**-7, "relative", flush=True),
-    "tanh_bfloat16": Approximation("tanh.approx.bf16", np.tanh, 2.0**-8, "absolute"),
+    # The manual says 2^-8, which is rounded: an H200 reaches 1.00007 of it.
+    "tanh_bfloat16": Approximation("tanh.approx.bf16", np.tanh, 2.0**-7.999, "absolute"),
     "rcp_float64": Approximation("rcp.approx.ftz.f64", reciprocal, 2.0**-19, "relative", flush=True),
     "rsqrt_float64_ftz": Approximation("rsqrt.approx.ftz.f64", reciprocal_root, 2.0**-19, "relative", flush=True),
     "rsqrt_float64": Approximation("rsqrt.approx.f64", reciprocal_root, 2, "ulp"),

@@ -529,7 +529,7 @@ class Warpgroups:
                 right = self._tile(tiles, b, owners, shape.columns, depth, shape.transposed_b, shape.kind, first.site)
                 total = np.matmul(left, right.swapaxes(-1, -2))
                 if shape.negated:
-                    np.negative(total, out=total)
+                    np.subtract(0, total, out=total)  # and not -total: a sum of nothing is +0, as on the card
                 adds = first.adds[some]
                 if adds.all():
                     total += accumulator.data[pairs]

@@ -176,6 +176,8 @@ class BulkCopies:
                 inside = where >= 0
                 row[inside] = _elements(region, content.element)[where[inside] // content.element]
                 data.append(row.view(np.uint32))
+                if self.batch.trace is not None:
+                    self.batch.trace.reached(region, "load", where[inside])
             if self.batch.trace is not None:
                 self.batch.trace.copied(read, "global", np.full(part.count, content.bytes))
             size = np.full(part.count, content.bytes)
@@ -190,6 +192,8 @@ class BulkCopies:
             for where, region in self._boxes(content, corner, part, lanes, write):
                 bytes_ = where[:, None] + np.arange(content.element)
                 targets.append((region, np.where(where[:, None] < 0, -1, bytes_).reshape(-1)))
+                if self.batch.trace is not None:
+                    self.batch.trace.reached(region, "store", where[where >= 0])
             if self.batch.trace is not None:
                 self.batch.trace.copied(write, "global", np.full(part.count, content.bytes))
             size = np.full(part.count, content.bytes)
@@ -329,6 +333,10 @@ class BulkCopies:
                 raise fault_of(self.batch, "out of bounds", site, spot, outside, lambda i, s=spot, n=here: (
                     f"bytes {s.offset} to {s.offset + int(n[i]) - 1} of {s.region.size} in {s.region.name}"
                 ))  # fmt: skip
+            if self.batch.trace is not None and spot.region.space == "global":
+                for length in np.unique(here).tolist():
+                    every = np.arange(spot.offset, spot.offset + length, ALIGNMENT)
+                    self.batch.trace.reached(spot.region, site.verb, every)
             yield spot
         if self.batch.trace is not None:
             (kind,) = kinds if len(kinds) == 1 else ("global",)

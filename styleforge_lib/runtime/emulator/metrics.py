@@ -176,7 +176,7 @@ class Trace:
             counts.units += found[1]
             counts.ideal += found[2]
         if space == "global":
-            self._touch(at, delta, site)
+            self.reached(at.region, site.verb, at.offset + delta)
         if self.detector is not None:
             self.detector.access(memory, at, delta, site, values)
 
@@ -187,15 +187,14 @@ class Trace:
         units = int((-(-size // unit)).sum())
         counts.add(Requests(int(np.count_nonzero(size)), units, units, int(size.sum())))
 
-    def _touch(self, at: Located, delta: int, site: Site) -> None:
-        """Remember which sectors of its array an access reads or writes."""
-        key = (at.region.base, site.verb)
-        touched = self._touched[-1].get(key)
-        start = at.region.base % (1 << SECTOR_SHIFT)
+    def reached(self, region, verb: str, offset) -> None:
+        """Remember which sectors of a global array are read or written, at bytes from its start."""
+        touched = self._touched[-1].get((region.base, verb))
+        start = region.base % (1 << SECTOR_SHIFT)
         if touched is None:
-            touched = np.zeros((start + at.region.size >> SECTOR_SHIFT) + 1, bool)
-            self._touched[-1][key] = touched
-        touched[(at.offset + (start + delta)) >> SECTOR_SHIFT] = True
+            touched = np.zeros((start + region.size >> SECTOR_SHIFT) + 1, bool)
+            self._touched[-1][region.base, verb] = touched
+        touched[(offset + start) >> SECTOR_SHIFT] = True
 
     def block_barrier(self, batch, complete: np.ndarray | None, opened: np.ndarray | None) -> None:
         """Note a barrier that opened, in some blocks or (None) in all; opened: the threads that it let go, or None."""

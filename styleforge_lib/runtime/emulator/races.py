@@ -230,11 +230,9 @@ class RaceDetector:
                 same_block & (other_thread >> 5 == thread >> 5) & ((record >> WARP_EPOCH) & WARP_MASK < warp_epoch)
             )
             if everywhere:
-                ordered |= ~same_block & (
-                    self.strong[site.number]
-                    | self.strong[record & SITE_MASK]
-                    | self.publications.ordered(other_block, actor.fences[where], grid_block)
-                )
+                strong, was_strong = self.strong[site.number], self.strong[record & SITE_MASK]
+                published = self.publications.ordered(other_block, actor.fences[where], grid_block)
+                ordered |= (strong & was_strong) | ~same_block & (strong | was_strong | published)
             bad &= ~ordered
             if kind != "write after read" and atomic:
                 bad &= ~shadow.atomic[where]

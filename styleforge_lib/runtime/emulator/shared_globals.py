@@ -7,7 +7,8 @@ Contents
 
 Between blocks only one order exists: the writer's block writes, executes a fence (__threadfence), and raises a flag;
 the reader's block looks at the flag by an atomic or a volatile load. Fences and looks are kept per block, not per
-thread or flag, so that an order is believed rather than doubted.
+thread or flag, so that an order is believed rather than doubted. Two accesses that are both made for that (atomic,
+volatile, relaxed ...) are no race, and between blocks one is enough.
 """
 
 from __future__ import annotations

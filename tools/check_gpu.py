@@ -79,6 +79,16 @@ extern "C" __global__ void __launch_bounds__(1024) spilling(float* x) {
 }
 """
 
+GRID = """
+#include <cooperative_groups.h>
+extern "C" __global__ void turn(const float* x, float* y, float* z, int n) {
+  auto grid = cooperative_groups::this_grid();
+  for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = x[i] + 1.0f;
+  grid.sync();
+  for (int i = grid.thread_rank(); i < n; i += grid.size()) z[i] = y[n - 1 - i];
+}
+"""
+
 CHECKS: list[tuple[str, Callable]] = []
 
 
@@ -348,6 +358,32 @@ def first_launch_in_a_capture(bench: Bench) -> str:
     torch.cuda.synchronize()
     ensure(bool((x == 2).all()), f"{float(x[0])}")
     return "captured at its first launch"
+
+
+@check
+def cooperative_launch(bench: Bench) -> str:
+    """Check that as many blocks as fit wait for each other, in a CUDA graph too, and that one more is refused."""
+    kernel = compile_cuda(GRID, name="grid.cu").only
+    properties = torch.cuda.get_device_properties(0)
+    most = kernel.resources.occupancy(256).blocks * properties.multi_processor_count
+    x, y = torch.randn(1 << 20, device="cuda"), torch.empty(1 << 20, device="cuda")
+    z = torch.empty_like(x)
+    graph = torch.cuda.CUDAGraph()
+    kernel(most, 256, (x, y, z, 1 << 20), cooperative=True)
+    ensure(torch.equal(z, x.flip(0) + 1), "a block read before another had written")
+    with torch.cuda.graph(graph):
+        kernel(most, 256, (x, y, z, 1 << 20), cooperative=True)
+    x.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    ensure(torch.equal(z, x.flip(0) + 1), "the replay gives other values")
+    try:
+        kernel(most + 1, 256, (x, y, z, 1 << 20), cooperative=True)
+    except ValueError as error:
+        ensure(f"only {most} can be resident at once on {properties.name}" in str(error), f"in other words: {error}")
+    else:
+        raise AssertionError(f"{most + 1} blocks were not refused")
+    return f"{most} blocks of 256 threads"
 
 
 @check

@@ -27,7 +27,7 @@ from .lanes import Lanes, Universe, merge
 from .mbarriers import MBarriers, operand_value
 from .memory import POISON, WORKSPACE_SLOT, Bank, Located, Memory, Site, _triple, slot_base
 from .observations import observations_of
-from .system import System
+from .system import CLOCKS, System
 from .warpgroups import Warpgroups
 from .warps import Warps
 
@@ -86,6 +86,7 @@ class Batch:
         self.shuffle, self.vote, self.match, self.reduce = warps.shuffle, warps.vote, warps.match, warps.reduce
         self.active_mask, self.elect = warps.active_mask, warps.elect
         self.printf, self.assertion_failed, self.trap = system.printf, system.assertion_failed, system.trap
+        self.ticks = system.ticks
 
     # --- the machine's state ---------------------------------------------------------------------------------------
 
@@ -149,9 +150,7 @@ class Batch:
             "lanemask_le": lambda: (one << (lane + 1)) - one,
             "lanemask_gt": lambda: 0xFFFFFFFF & ~((one << (lane + 1)) - one),
             "lanemask_ge": lambda: 0xFFFFFFFF & ~((one << lane) - one),
-            "clock": lambda: np.uint32(0),
-            "clock64": lambda: np.uint64(0),
-            "globaltimer": lambda: np.uint64(0),
+            **dict.fromkeys(CLOCKS, lambda: np.uint64(0)),  # read as they are moved (`System.ticks`)
             "dynamic_smem_size": lambda: np.uint32(launch.shared_bytes),
             "total_smem_size": lambda: np.uint32(launch.shared_bytes + self.plan.static_shared),
         }

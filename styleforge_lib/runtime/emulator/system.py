@@ -10,6 +10,8 @@ from .faults import EmulatorFault, plural
 from .lanes import Lanes
 from .memory import Site, _triple
 
+CLOCKS = ("clock", "clock_hi", "clock64", "globaltimer", "globaltimer_lo", "globaltimer_hi")
+_TICKS = 100  # that the clock advances at each reading: a loop that waits for it comes to its end
 _CONVERSION = re.compile(r"%[-+ #0]*(?:\*|\d+)?(?:\.(?:\*|\d+))?(?:hh|h|ll|l|j|z|t|L)?[diouxXeEfFgGaAcsp%]")
 
 
@@ -18,6 +20,7 @@ class System:
 
     def __init__(self, batch):
         self.batch = batch
+        self.now = 0
 
     def _text(self, address: int) -> str:
         """Return a NUL-terminated string in global or constant memory."""
@@ -26,6 +29,11 @@ class System:
             return "(null)"
         data = region.data[address - region.base :].tobytes()
         return data.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    def ticks(self) -> np.uint64:
+        """Return what clock() reads: time means nothing here, but it passes each time that it is read."""
+        self.now += _TICKS
+        return np.uint64(self.now)
 
     def printf(self, text, arguments, lanes: Lanes, site: Site) -> None:
         """Print one line per thread, in the order of blocks and threads."""
@@ -92,6 +100,16 @@ def _dtypes(conversion: str) -> list[np.dtype]:
     return [*stars, np.dtype(f"{'i' if signed else 'u'}{8 if wide else 4}")]
 
 
+def _narrowed(conversion: str, value: int) -> int:
+    """Return a number cut to a char (hh) or a short (h), as C does."""
+    length = re.search(r"hh?", conversion)
+    if length is None:
+        return value
+    bits = 16 // len(length.group())
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if conversion[-1] in "di" and value >> (bits - 1) else value
+
+
 def _formatted(text: str, values: list, string_at) -> str:
     remaining = iter(values)
 
@@ -112,8 +130,15 @@ def _formatted(text: str, values: list, string_at) -> str:
             return conversion % chr(int(value) & 255)
         if kind in "aA":
             return float(value).hex()
+        if kind in "eEfFgG":
+            return conversion % float(value)
+        value = _narrowed(match.group(), int(value))
         if kind == "u":
-            return (conversion[:-1] + "d") % int(value)
-        return conversion % (float(value) if kind in "eEfFgG" else int(value))
+            return (conversion[:-1] + "d") % value
+        if "#" in conversion and (value == 0 or kind == "o"):  # C writes 0 for Python's 0x0, and 017 for 0o17
+            if value:
+                return (conversion.replace("#", "")[:-1] + "s") % f"0{value:o}"
+            conversion = conversion.replace("#", "")
+        return conversion % value
 
     return _CONVERSION.sub(one, text)

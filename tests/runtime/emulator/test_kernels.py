@@ -1,6 +1,9 @@
 # ruff: noqa: E501 (tables and kernels keep one case to a line)
 """Small CUDA kernels, each compiled for four architectures and held against NumPy."""
 
+import ctypes
+import math
+
 import numpy as np
 import pytest
 from conftest import compile_ptx
@@ -291,6 +294,94 @@ def test_printf(arch, capsys):
         for block in (0, 1)
         for thread in (0, 1)
     ]
+
+
+def test_printf_formats_as_c_does(capsys):
+    """Every conversion with flags, width and precision, against the C library's own."""
+    libc = ctypes.CDLL(None)
+    cases = [
+        *(f"%{flags}{size}" for size in ("d", "i", "u", "x", "X", "o") for flags in ("", "8", "-8", "08", ".5", "8.5")),
+        *(f"%{flags}d" for flags in ("+", " ", "+6", "- 6")), *(f"%#{size}" for size in ("x", "o", "X", "8o", "-12x")),
+        *(f"%{flags}ll{size}" for size in "dux" for flags in ("", "22", "-22", "022")), "%hhd", "%hd", "%hu", "%ld", "%lu", "%zu",
+        *(f"%{flags}{size}" for size in "feEgG" for flags in ("", "12", "-12", "012", ".0", ".3", "14.2", "+", "#.0")),
+        "%c", "%3c", "%-3c", "%s", "%8s", "%-8s", "%.2s",
+    ]  # fmt: skip
+    statements, wanted = [], []
+    for number, case in enumerate(cases):
+        kind = case[-1]
+        if kind in "feEgG":
+            value = [1234.5678, -0.00012345, 1e20, 0.5][number % 4]
+            argument, host = f"x[{number % 4}]", ctypes.c_double(value)
+        elif kind in "sc":
+            argument, host = ('"word"', ctypes.c_char_p(b"word")) if kind == "s" else ("n[4]", ctypes.c_int(65))
+        else:
+            wide = any(mark in case for mark in ("ll", "ld", "lu", "z"))
+            value = [123, -45, 0, 2**31 - 1][number % 4]
+            argument = f"{'(long long)' if wide else ''}n[{number % 4}]"
+            host = ctypes.c_longlong(value) if wide else ctypes.c_int(value)
+        statements.append(f'printf("[{case}]\\n", {argument});')
+        buffer = ctypes.create_string_buffer(400)
+        libc.snprintf(buffer, ctypes.c_size_t(400), f"[{case}]".encode(), host)
+        wanted.append(buffer.value.decode())
+    text = f'extern "C" __global__ void k(const double* x, const int* n) {{ {" ".join(statements)} }}'
+    x, n = np.array([1234.5678, -0.00012345, 1e20, 0.5]), np.array([123, -45, 0, 2**31 - 1, 65], np.int32)
+    run(text, "compute_80", (1,), (1,), x, n)
+    got = capsys.readouterr().out.splitlines()
+    wrong = [(case, a, b) for case, a, b in zip(cases, got, wanted, strict=True) if a != b]
+    assert not wrong
+
+
+def test_the_clock_goes_on(arch):
+    """A loop that waits for the clock ends; a later reading is later."""
+    text = """extern "C" __global__ void k(long long* out) {
+      long long start = clock64(); unsigned low = clock(); unsigned long long t;
+      while (clock64() - start < 1000) {}
+      asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+      out[threadIdx.x] = (clock64() > start) + 2 * (clock() > low) + 4 * (t > 0); }"""
+    out = np.zeros(32, np.int64)
+    run(text, arch, (1,), (32,), out)
+    assert (out == 7).all()
+
+
+def test_double_functions(arch):
+    """What math.h computes in float64 with helper functions of its own, against the C library."""
+    names = [
+        "exp",
+        "log",
+        "sin",
+        "cos",
+        "tan",
+        "tanh",
+        "sinh",
+        "cosh",
+        "atan",
+        "exp2",
+        "log2",
+        "log10",
+        "expm1",
+        "log1p",
+        "cbrt",
+        "erf",
+        "erfc",
+        "lgamma",
+        "tgamma",
+        "asinh",
+    ]
+    calls = "".join(f"o[{k}] = {name}(v); " for k, name in enumerate(names))
+    text = f'extern "C" __global__ void k(const double* x, double* y) {{ int i = threadIdx.x; double v = x[i]; double* o = y + i * {len(names) + 5}; {calls} double* q = o + {len(names)}; q[0] = pow(v, 1.3); q[1] = atan2(v, 2.0); q[2] = fmod(v, 0.7); q[3] = hypot(v, 3.0); q[4] = rsqrt(v); }}'
+    x = np.concatenate([np.linspace(0.1, 20, 60), [1e-9, 1e-3, 100.5, 30.25]])
+    y = np.zeros((64, len(names) + 5))
+    run(text, arch, (1,), (64,), x, y)
+    reference = [{"tgamma": math.gamma, "cbrt": np.cbrt}.get(name) or getattr(math, name) for name in names]
+    reference += [
+        lambda v: v**1.3,
+        lambda v: math.atan2(v, 2),
+        lambda v: math.fmod(v, 0.7),
+        lambda v: math.hypot(v, 3),
+        lambda v: v**-0.5,
+    ]
+    wanted = np.array([[f(v) for f in reference] for v in x.tolist()])
+    np.testing.assert_allclose(y, wanted, rtol=4e-15, atol=4e-15)
 
 
 def test_mathematical_functions(arch):

@@ -381,3 +381,12 @@ def test_a_breakpoint_stops():
 def test_refused_by_name(statement, name):
     with pytest.raises(NotImplementedError, match=name.replace(".", r"\.")):
         program(statement).plan("k")
+
+
+@pytest.mark.parametrize(("statement", "hint"), [
+    ("tex.2d.v4.f32.f32 {%f1, %f2, %f3, %f4}, [%rd1, {%f1, %f2}];", "Read and write arrays through pointers"),
+    ("vadd4.u32.u32.u32 %r1, %r1, %r1, %r1;", "Use the intrinsics"), ("ldu.global.b32 %r1, [%rd1];", "Use ld.global"),
+])  # fmt: skip
+def test_a_refusal_says_what_to_use_instead(statement, hint):
+    with pytest.raises(NotImplementedError, match=hint):
+        program(statement).plan("k")

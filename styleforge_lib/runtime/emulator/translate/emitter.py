@@ -128,6 +128,25 @@ class Modifiers:
         raise Refused(hint)
 
 
+_ARRAYS = "Read and write arrays through pointers; textures and surfaces are not emulated."
+_PLAIN = "Use the intrinsics of the CUDA headers (__vadd4 and the like), which compile to plain instructions."
+# What to use in the place of opcodes that are not emulated, by how they begin.
+_INSTEAD = {
+    **dict.fromkeys(("tex", "tld4", "txq", "suld", "sust", "sured", "suq", "istypep"), _ARRAYS),
+    **dict.fromkeys(("vadd", "vsub", "vmin", "vmax", "vavrg", "vset", "vmad", "vshl", "vshr", "vabsdiff"), _PLAIN),
+    "ldu": "Use ld.global, or __ldg.",
+    "stack": "Use arrays of a constant size.",
+    "alloca": "Use arrays of a constant size.",
+    "multimem": "Use one GPU's memory.",
+    "tcgen05": "Compile for sm_90a or before.",
+}
+
+
+def instead_of(opcode: str) -> str:
+    """Return what to use in the place of an opcode that is not emulated."""
+    return next((hint for start, hint in _INSTEAD.items() if opcode.startswith(start)), "")
+
+
 class KernelCode:
     """What the blocks of one kernel share: register types, symbols, constants and memory sites."""
 
@@ -356,7 +375,7 @@ class Emitter:
             self.instruction = instruction
             found = RULES.get(instruction.opcode)
             if found is None:
-                raise unsupported(instruction.name, self.line_number)
+                raise unsupported(instruction.name, self.line_number, instead_of(instruction.opcode))
             self._translate(found, instruction)
         if self.block.kind == "wait":
             self.instruction = self.block.last

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..memory import WINDOW
 from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
+from ..system import CLOCKS
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
 
 
@@ -14,6 +15,10 @@ def _mov(e, ins, m):
     kind = m.type()
     m.finish()
     target, source = ins.operands
+    if isinstance(source, Reg) and source.name[1:] in CLOCKS:
+        upper = f" >> {e.constant(32, 'u64')}" if source.name.endswith("_hi") else ""
+        e.set_expression(target, f"(m.ticks(){upper}).astype({dtype_name(DTYPES[kind])})", kind)
+        return
     if kind == "b128" and not isinstance(target, Vec):
         if isinstance(source, Vec):
             low, high = (e.use(item, "u64") for item in source.items)

@@ -47,7 +47,7 @@ GROUPS = {
 REFUSED = (
     ("textures and surfaces (tex, tld4, suld, sust ...)", "read arrays through pointers; `__ldg` for read-only data"),
     ("malloc, free, new, delete inside a kernel", "arrays passed as arguments, shared memory, local arrays"),
-    ("tensor maps (cp.async.bulk.tensor), clusters of more than one block, tcgen05", "bulk copies of contiguous rows"),
+    ("tcgen05 (sm_100a), multimem", "wgmma (sm_90a) or mma.sync; one GPU's memory"),
     (
         "video instructions other than vabsdiff2 and vabsdiff4",
         "the intrinsics (`__vadd4` ...), which are plain integers",

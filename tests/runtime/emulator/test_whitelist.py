@@ -92,6 +92,8 @@ def test_atomics_of_the_block_s_own_shared_memory_and_reductions_of_every_order(
     a = words() & 0xFF
     body = """mov.u32 %r10, near; st.shared.b32 [%r10], 0; bar.sync 0; ld.global.b32 %r1, [%rd1];
     atom.shared::cta.add.u32 %r2, [%r10], %r1; red.relaxed.cta.shared::cta.max.u32 [%r10], 0; bar.sync 0; ld.shared.b32 %r3, [%r10]; st.global.b32 [%rd2], %r3;
+    red.relaxed.cta.shared::cluster.max.u32 [%r10], 0; mov.u64 %rd5, near; cvta.shared.u64 %rd5, %rd5; getctarank.u64 %r4, %rd5; st.global.b32 [%rd2+12], %r4;
+    getctarank.shared::cluster.u32 %r4, %r10; st.global.b32 [%rd2+16], %r4; atom.global.cta.add.u32 %r5, [%rd2+20], 3; red.global.sys.add.u32 [%rd2+20], 4;
     ld.param.u64 %rd4, [out]; red.relaxed.gpu.global.add.u32 [%rd4+4], %r1; red.release.sys.global.add.u32 [%rd4+4], %r1; red.relaxed.cluster.global.or.b32 [%rd4+8], %r1;
     red.release.cta.global.xor.b32 [%rd4+8], 0; atom.global.add.v2.f32 {%f1, %f2}, [%rd2+32], {0f3F800000, 0f40000000};"""
     body += "red.global.add.noftz.v8.f16 [%rd2+48], {%h0, %h0, %h0, %h0, %h0, %h0, %h0, %h1}; "
@@ -102,6 +104,8 @@ def test_atomics_of_the_block_s_own_shared_memory_and_reductions_of_every_order(
     assert out.view(np.float16)[:, 24:].tolist() == [[1] * 7 + [2]] * THREADS
     assert out[0, 1] == 2 * a[:, 0].sum()
     assert out[0, 2] == np.bitwise_or.reduce(a[:, 0])
+    assert not out[:, 3:5].any()  # each is of the block's own
+    assert (out[:, 5] == 7).all()
     assert out.view(np.float32)[:, 8:10].tolist() == [[1, 2]] * THREADS
 
 

@@ -34,7 +34,7 @@ _WIDE = (*_SCALARS, "b128")
 def _qualified(m, opcode: str) -> str:
     """Take the space, and what orders or hints and changes no value: memory is in program order here."""
     order = m.one_of(*_ORDERS[opcode])
-    if order not in (None, "weak", "volatile"):
+    if opcode in ("atom", "red") or order not in (None, "weak", "volatile"):
         m.one_of(*_SCOPES)
     if order == "relaxed" and opcode in ("ld", "st"):
         m.flag("mmio")

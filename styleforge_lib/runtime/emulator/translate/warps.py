@@ -122,7 +122,7 @@ def _trap(e, ins, m):
 @rule("bar", "barrier")
 def _arrive(e, ins, m):
     """bar.arrive and barrier.cluster.arrive, the only barriers that do not end a block."""
-    if m.flag("cluster"):
+    if ins.opcode == "barrier" and m.flag("cluster"):
         m.left = [word for word in m.left if word not in ("arrive", "aligned", "release", "relaxed")]
         m.finish()
         e.line("m.clusters.arrive(L)")

@@ -39,8 +39,8 @@ def accelerate(net: TransformerNet, *, dtype: torch.dtype = torch.float16, tf32:
     do unless `torch.backends.cudnn.allow_tf32` is off; left out, what that says now.
 
     Input (N, 3, H, W) in 0..255, floating or uint8; output (N, 3, H', W') of the input's dtype (float32 for uint8).
-    `paint(x)` gives uint8. Where no kernel applies (a CPU, gradients, torch.compile, float64) PyTorch computes the
-    same. `report()` lists each layer and what runs it. `net` is copied, and not changed.
+    `paint(x)` gives uint8. Where no kernel applies (a CPU, gradients, torch.compile, float64, exact float32)
+    PyTorch computes the same. `report()` lists each layer and what runs it. `net` is copied, and not changed.
     """
     if not isinstance(net, TransformerNet):
         raise TypeError(f"accelerate: net must be a TransformerNet, not {type(net).__name__}")
@@ -72,7 +72,7 @@ class AcceleratedTransformerNet(TransformerNet):
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
         self._kernels: dict[tuple, object] = {}
         self._lock = threading.Lock()
-        self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
+        self.register_load_state_dict_post_hook(_weights_are_new)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Paint a batch of pictures, (N, 3, H, W) in 0..255."""
@@ -129,7 +129,12 @@ class AcceleratedTransformerNet(TransformerNet):
         return ""
 
     def _through_pytorch(self, x: torch.Tensor, given: torch.dtype) -> torch.Tensor:
-        out = super().forward(x if x.dtype == self.conv1.conv2d.weight.dtype else x.to(self.conv1.conv2d.weight.dtype))
+        before = torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cudnn.allow_tf32 = before and self.numbers != "float32"
+            out = super().forward(x.to(self.conv1.conv2d.weight.dtype))
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
         return out.clamp(0, 255).round().to(given) if given is torch.uint8 else out.to(given)
 
     def _plan(self, x: torch.Tensor, given: torch.dtype) -> "Plan":
@@ -175,6 +180,11 @@ class AcceleratedTransformerNet(TransformerNet):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._lock = threading.Lock()
+
+
+def _weights_are_new(net: AcceleratedTransformerNet, keys: object) -> None:
+    """Do what follows load_state_dict; a function with a name, so that the network can be pickled."""
+    net._forget()
 
 
 def _check_pictures(x: torch.Tensor) -> None:

@@ -1,0 +1,275 @@
+"""The accelerated network: the whole of it through the kernels, its promises, and what goes to PyTorch."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+
+from styleforge_lib import TransformerNet, accelerate, load_style
+from styleforge_lib.accelerate import SHAPES_KEPT, AcceleratedTransformerNet, Arena, layers_of
+from styleforge_lib.lab.bench import errors
+from styleforge_lib.ops.layer import Layer
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
+
+DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Where there is no GPU, ask for the emulator: a CPU tensor would otherwise go to PyTorch."""
+    if DEVICE == "cpu":
+        monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Collect the names of the kernels that are launched."""
+    names, call = [], Kernel.__call__
+    monkeypatch.setattr(
+        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
+    )
+    return names
+
+
+@pytest.fixture(scope="module")
+def style():
+    return load_style("great_wave", DEVICE)
+
+
+def pictures(*shape, seed=0):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 255).to(DEVICE)
+
+
+def through_pytorch(net, x, dtype=torch.float64):
+    with torch.no_grad():
+        return copy.deepcopy(net).to(dtype)(x.to(dtype))
+
+
+def test_the_whole_network_at_64x64(style, emulated, launched):
+    x, fast = pictures(1, 3, 64, 64), accelerate(style)
+    with torch.inference_mode():
+        out, again = fast(x), fast(x)
+        painted = fast.paint(x.to(torch.uint8))
+    expected = through_pytorch(style, x)
+    ours, peer = (errors(y, expected)["psnr_db"] for y in (out, through_pytorch(style, x, torch.float16)))
+    assert ours > 45
+    assert ours > peer - 1
+    assert torch.equal(out, again)
+    assert out.dtype is torch.float32
+    assert painted.dtype is torch.uint8
+    wanted = through_pytorch(style, x.to(torch.uint8)).clamp(0, 255).round()
+    assert (painted.double() - wanted).abs().max() <= 1
+    assert len([name for name in launched if name.startswith(("conv2d", "upsample"))]) % 16 == 0
+    assert f"{6 * 16 * 16 * 128 * 2 / 2**20:.1f} MiB of buffers" in fast.report()  # six quarters
+    assert len(fast.report().splitlines()) == 1 + 16 + 2
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 40), (torch.float32, 70)])
+def test_other_numbers_on_ragged_pictures(style, emulated, dtype, least):
+    x, fast = pictures(2, 3, 6, 9), accelerate(style, dtype=dtype, tf32=True)
+    with torch.inference_mode():
+        out = fast(x)
+    assert out.shape == (2, 3, 8, 12)
+    assert errors(out, through_pytorch(style, x))["psnr_db"] > least
+
+
+def test_the_smallest_picture_and_half_precision_in_and_out(style, emulated):
+    x, fast = pictures(1, 3, 5, 5).half(), accelerate(style)
+    with torch.inference_mode():
+        out = fast(x)
+    assert out.dtype is torch.float16
+    assert errors(out, through_pytorch(style, x))["psnr_db"] > 45
+    with pytest.raises(ValueError, match="x is 4x9: the first layer reflects 4 pixels, which takes at least 5x5"):
+        fast(pictures(1, 3, 4, 9))
+
+
+def test_it_is_never_stale(style, emulated):
+    x, net = pictures(1, 3, 12, 12), TransformerNet().to(DEVICE)
+    torch.manual_seed(0)
+    fast = accelerate(net)
+    with torch.inference_mode():
+        before = fast(x)
+        fast.load_state_dict(style.state_dict())
+        assert errors(fast(x), through_pytorch(style, x))["psnr_db"] > 45
+        fast.load_state_dict(net.state_dict())
+        assert torch.equal(fast(x), before)
+
+
+def test_the_model_that_is_given_is_not_changed(style):
+    before = copy.deepcopy(style.state_dict())
+    fast = accelerate(style)
+    with torch.no_grad():
+        for parameter in fast.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in style.state_dict().items())
+    assert list(fast.state_dict()) == list(before)
+    assert all(parameter.requires_grad for parameter in style.parameters())
+
+
+def test_the_least_recently_used_shape_goes(style, emulated, monkeypatch):
+    fast = accelerate(style)
+    monkeypatch.setattr(AcceleratedTransformerNet, "_through_pytorch", lambda *args: pytest.fail("not by a kernel"))
+    with torch.inference_mode():
+        for number in range(SHAPES_KEPT + 1):
+            x = pictures(1, 3, 5, 5 + number)
+            fast._plan(x, torch.float32)
+            fast._plan(pictures(1, 3, 5, 5), torch.float32)
+    assert len(fast._plans) == SHAPES_KEPT
+    widths = [key[1][3] for key in fast._plans]
+    assert widths[-1] == 5
+    assert 6 not in widths
+
+
+def test_threads_share_a_plan(style, emulated):
+    fast, xs = accelerate(style), [pictures(1, 3, 5, 6, seed=seed) for seed in range(2)]
+    with torch.inference_mode():
+        expected = [fast(x) for x in xs]
+    got: dict[int, torch.Tensor] = {}
+
+    def paint(number):
+        with torch.inference_mode():
+            stream = torch.cuda.Stream() if DEVICE == "cuda" else None
+            with torch.cuda.stream(stream):
+                got[number] = fast(xs[number])
+            if stream:
+                stream.synchronize()
+
+    threads = [threading.Thread(target=paint, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(got[number], expected[number]) for number in range(2))
+
+
+def test_copies_and_pickles_plan_for_themselves(style, emulated):
+    fast, x = accelerate(style), pictures(1, 3, 8, 8)
+    with torch.inference_mode():
+        expected = fast(x)
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert torch.equal(other(x), expected)
+            other.load_state_dict({key: value * 0 for key, value in fast.state_dict().items()})
+            assert not torch.equal(other(x), expected)
+        assert torch.equal(fast(x), expected)
+
+
+# ---- what goes to PyTorch ------------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_pytorch_computes_the_same(style, monkeypatch, launched):
+    monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
+    net = load_style("great_wave")
+    x, fast = pictures(1, 3, 16, 20).cpu(), accelerate(net)
+    with torch.inference_mode():
+        assert torch.equal(fast(x), net(x))
+        assert torch.equal(fast.paint(x), net(x).clamp(0, 255).round().to(torch.uint8))
+        assert fast(x.to(torch.uint8)).dtype is torch.float32
+    assert not launched
+    assert fast.report().count("PyTorch: the network lies on cpu") == 16
+
+
+def test_exact_float32_goes_through_pytorch_for_now(style, emulated, launched):
+    x = pictures(1, 3, 8, 8)
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert torch.equal(accelerate(style, dtype=torch.float32, tf32=False)(x), style(x))
+    assert not launched
+
+
+def test_gradients_go_through_pytorch(style, emulated, launched):
+    x = pictures(1, 3, 8, 8).requires_grad_()
+    accelerate(style)(x).sum().backward()
+    assert x.grad.abs().max() > 0
+    assert not launched
+
+
+def test_float64_goes_through_pytorch(style, emulated, launched):
+    with torch.no_grad():
+        assert accelerate(style)(pictures(1, 3, 8, 8).double()).dtype is torch.float64
+    assert not launched
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        (torch.zeros(3, 8, 8), ValueError, r"x must be pictures, \(N, 3, H, W\), and has shape \(3, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8), ValueError, r"has shape \(1, 1, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), ValueError, r"has shape \(0, 3, 8, 8\)"),
+        ([1, 2], TypeError, "x must be a torch tensor"),
+    ],
+)
+def test_refused_pictures(style, given, error, words):
+    with pytest.raises(error, match=words):
+        accelerate(style)(given)
+
+
+def test_refused_arguments(style):
+    with pytest.raises(TypeError, match="net must be a TransformerNet, not Linear"):
+        accelerate(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="dtype must be torch"):
+        accelerate(style, dtype=torch.float64)
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 17, 33), (1, 3, 5, 6), (3, 3, 1080, 1919)])
+def test_what_is_alive_at_one_time_has_its_own_place(shape):
+    """Each launch: the bytes that it writes are none that it reads, and none that a later launch still wants."""
+    with torch.device("meta"):
+        steps = list(layers_of(TransformerNet(), "float16", torch.float32, torch.float32))
+    arena = Arena(shape, torch.float16, torch.device("meta"))
+    shapes = {"picture": shape}
+    for step in steps:
+        shapes[step.target] = step.layer.out_shape(shapes[step.source])
+        if step.materialised:
+            shapes[step.materialised] = shapes[step.source]
+        written = [name for name in (step.target, step.materialised) if name and name != "painting"]
+        read = [name for name in (step.source, step.residual) if name and name != "picture"]
+        later = steps[steps.index(step) + 1 :]
+        wanted = read + [
+            n for n in ("even", "odd") if n in shapes and n not in written and _read_before_written(n, later)
+        ]
+        spans = {name: _span(arena, name, shapes[name]) for name in {*written, *wanted}}
+        for name in written:
+            for other in {*wanted, *written} - {name}:
+                (a, b), (c, d) = spans[name], spans[other]
+                assert b <= c or d <= a, (step.name, name, other)
+
+
+def _span(arena, name, shape):
+    tensor = arena.tensor(name, shape)
+    return tensor.storage_offset(), tensor.storage_offset() + tensor.numel()
+
+
+def _read_before_written(name, steps):
+    for step in steps:
+        if name in (step.source, step.residual):
+            return True
+        if name in (step.target, step.materialised):
+            return False
+    return False
+
+
+def test_layers_are_those_of_the_network():
+    steps = list(layers_of(TransformerNet(), "float16", torch.uint8, torch.uint8))
+    assert [step.name for step in steps][:5] == ["conv1", "conv2", "conv3", "res1.conv1", "res1.conv2"]
+    assert steps[0].layer == Layer(c_in=3, c_out=32, kernel=9, statistics=True, picture_in=torch.uint8)
+    assert [step.bias is not None for step in steps] == [False] * 15 + [True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA graph")
+def test_captured_in_someone_elses_graph(style):
+    fast, x = accelerate(style), pictures(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = [fast(x) for _ in range(3)]  # launched, captured, replayed
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = fast(x)
+        graph.replay()
+        assert all(torch.equal(y, expected[0]) for y in (*expected, out))
+        x.add_(1)
+        graph.replay()
+        assert torch.equal(out, fast(x))

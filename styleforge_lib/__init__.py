@@ -6,7 +6,11 @@ import importlib
 # `import styleforge_lib`, the emulator and `--help` do not wait for torch.
 _HOMES = {
     "CompileError": "styleforge_lib.runtime.diagnostics",
+    "FusedConv2d": "styleforge_lib.nn",
+    "FusedConvInstanceNorm2d": "styleforge_lib.nn",
     "FusedInstanceNorm2d": "styleforge_lib.nn",
+    "FusedResidualBlock": "styleforge_lib.nn",
+    "FusedUpsampleConv2d": "styleforge_lib.nn",
     "TransformerNet": "styleforge_lib.models.transformer_net",
     "accelerate": "styleforge_lib.accelerate",
     "compile_cuda": "styleforge_lib.runtime.kernel",

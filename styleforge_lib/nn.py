@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from styleforge_lib.models.transformer_net import ConvLayer, ResidualBlock, UpsampleConvLayer
 from styleforge_lib.ops import instance_norm
+from styleforge_lib.ops.fused_convolution import apply_affine, convolve, fused_layer
 
 
 class FusedInstanceNorm2d(nn.InstanceNorm2d):
@@ -21,3 +23,87 @@ class FusedInstanceNorm2d(nn.InstanceNorm2d):
         if not own_statistics or self.running_mean is not None or self.running_var is not None:
             return super()._apply_instance_norm(input)
         return instance_norm(input, self.weight, self.bias, self.eps)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Convolutions. Inside they are channels_last, (N, H, W, C) in memory: an input of that layout is not copied, and the
+# output has it. Where no kernel applies (gradients, a CPU, other dtypes, channels that fill no fragment), PyTorch
+# computes the same.
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Return (N, C, H, W) as contiguous (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+class FusedConv2d(ConvLayer):
+    """Reflection padding of kernel_size // 2, a convolution with its bias, and ReLU if wanted, in one kernel.
+
+    A drop-in for the ConvLayer of pytorch/examples: the same arguments, state_dict and values.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, relu: bool = False):
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad, convolve, and ReLU."""
+        layer = fused_layer(x, self.conv2d, relu_out=self.relu)
+        if layer is None:
+            out = super().forward(x)
+            return out.relu() if self.relu else out
+        return convolve(_rows(x), layer, self.conv2d)[0].permute(0, 3, 1, 2)
+
+
+class FusedUpsampleConv2d(UpsampleConvLayer):
+    """Nearest upsampling by 2, reflection padding and a 3x3 convolution, as four 2x2 convolutions of the small picture.
+
+    A drop-in for the UpsampleConvLayer of pytorch/examples: the same arguments, state_dict and values.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Upsample, pad and convolve."""
+        layer = fused_layer(x, self.conv2d, upsample=True) if self.upsample == 2 else None
+        if layer is None:
+            return super().forward(x)
+        return convolve(_rows(x), layer, self.conv2d)[0].permute(0, 3, 1, 2)
+
+
+class FusedConvInstanceNorm2d(nn.Module):
+    """A ConvLayer, an instance norm and ReLU if wanted: `relu(norm(conv(x)))`, statistics gathered by the convolution.
+
+    state_dict: that of a module with a ConvLayer `conv` and an `nn.InstanceNorm2d` `norm`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, relu: bool = False):
+        super().__init__()
+        self.conv = ConvLayer(in_channels, out_channels, kernel_size, stride)
+        self.norm = nn.InstanceNorm2d(out_channels, affine=True)
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad, convolve, norm, and ReLU."""
+        layer = fused_layer(x, self.conv.conv2d, self.norm, statistics=True)
+        if layer is None or torch.Size(layer.out_size(*x.shape[2:])).numel() == 1:  # PyTorch refuses a single element
+            out = self.norm(self.conv(x))
+            return out.relu() if self.relu else out
+        out, affine = convolve(_rows(x), layer, self.conv.conv2d, self.norm)
+        return apply_affine(out, affine, relu=self.relu).permute(0, 3, 1, 2)
+
+
+class FusedResidualBlock(ResidualBlock):
+    """`x + norm(conv(relu(norm(conv(x)))))` in two convolution kernels and one that adds.
+
+    A drop-in for the ResidualBlock of pytorch/examples: the same arguments, state_dict and values.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two convolutions with their norms, and the input added on."""
+        first = fused_layer(x, self.conv1.conv2d, self.in1, statistics=True)
+        second = fused_layer(x, self.conv2.conv2d, self.in2, statistics=True, affine=True, relu_in=True)
+        if first is None or second is None:
+            return super().forward(x)
+        rows = _rows(x)
+        y, affine = convolve(rows, first, self.conv1.conv2d, self.in1)
+        z, affine = convolve(y, second, self.conv2.conv2d, self.in2, affine=affine)
+        return apply_affine(z, affine, rows).permute(0, 3, 1, 2)

@@ -61,6 +61,7 @@ ELSEWHERE = (
     "upsample_conv2d",
     "conv2d_from_picture",
     "conv2d_to_picture",
+    "apply_affine",
 )
 MARGIN = 64  # elements before and behind every array
 POISON = 0x7FF5  # as 16, 32 or 64 bits a NaN: what outputs hold before the launch

@@ -90,3 +90,10 @@ def test_the_record(monkeypatch, tmp_path, capsys):
     assert "a sum cut off: the verdicts differ" in capsys.readouterr().out
     rows = json.loads(path.read_text())["rows"]
     assert [row["said"] for row in rows] == ["the verdicts differ"] * 2
+
+
+def test_the_record_is_of_every_entry_and_every_verdict_agrees():
+    record = json.loads(check_verdicts.RECORD.read_text())
+    assert {row["name"] for row in record["rows"]} == {entry.name for entry in ENTRIES}
+    assert [row["name"] for row in record["rows"] if row["said"]] == []
+    assert record["machine"]["gpu"]

@@ -47,6 +47,7 @@ def main() -> int:
         return 1
     if "STYLEFORGE_RECORDS" in os.environ:  # the kernels run in notebooks/, where a relative path would be another
         os.environ["STYLEFORGE_RECORDS"] = str(Path(os.environ["STYLEFORGE_RECORDS"]).resolve())
+    os.environ["TQDM_DISABLE"] = "1"  # for the kernels: a progress bar would be stored as it was at its end
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
     failed = 0

@@ -59,12 +59,12 @@ def bench_peers(
 def bench_network(version: str, change: Callable[[TransformerNet], torch.nn.Module], height: int, width: int) -> Table:
     """Measure the network that `change` makes of a fresh TransformerNet, in TF32 and float16, or replay the record.
 
-    "eager + benchmark", which is the network as it was, stands beside it in each precision.
+    Beside `version` stand "eager + benchmark", the network as it was, and "`version` + graph", in a CUDA graph.
     """
     names = [
         Candidate(version=name, dtype=dtype, layout=layout)
         for dtype, layout in PRECISIONS[1:]
-        for name in ("eager + benchmark", version)
+        for name in ("eager + benchmark", version, f"{version} + graph")
     ]
     shape = f"1x3x{height}x{width}"
     if not torch.cuda.is_available():
@@ -73,9 +73,9 @@ def bench_network(version: str, change: Callable[[TransformerNet], torch.nn.Modu
     with torch.inference_mode():
         for dtype, layout, net, image, known in _prepared(photo_tensor(PHOTO, height, width).cuda(), PRECISIONS[1:]):
             torch.backends.cudnn.benchmark = True
-            changed = change(copy.deepcopy(net))
-            for name, model in (("eager + benchmark", net), (version, changed)):
-                candidate = known(_calling(model, image), version=name, dtype=dtype, layout=layout)
+            was, now = _calling(net, image), _calling(change(copy.deepcopy(net)), image)
+            for name, call in (("eager + benchmark", was), (version, now), (f"{version} + graph", graphed(now))):
+                candidate = known(call, version=name, dtype=dtype, layout=layout)
                 rows += bench(OPERATOR, [candidate], shape=shape, run=run, peers=beside).rows
     return Table(rows)
 

@@ -43,12 +43,14 @@ def test_a_changed_network_is_measured_beside_the_one_it_was(measured):
     assert names == [
         ("eager + benchmark", "tf32", "nchw"),
         ("doubled", "tf32", "nchw"),
+        ("doubled + graph", "tf32", "nchw"),
         ("eager + benchmark", "float16", "nhwc"),
         ("doubled", "float16", "nhwc"),
+        ("doubled + graph", "float16", "nhwc"),
     ]
     for operator, shape, candidate, beside, tf32 in measured:
         assert (operator, shape, tf32) == ("transformer_net", "1x3x16x20", True)
-        assert beside == "eager + benchmark/tf32;doubled/tf32;eager + benchmark/float16;doubled/float16"
+        assert beside == ";".join(f"{version}/{dtype}" for version, dtype, _ in names)
         assert (candidate.psnr_db > 50) == (candidate.version == "eager + benchmark")  # each knows its own error
         assert candidate.flops > 1e6
 

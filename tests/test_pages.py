@@ -285,7 +285,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lab.photo("chelsea").save("photo.jpg")
-    kernel, painting = fenced("README.md", "python")
+    kernel, painting, faster = fenced("README.md", "python")
     scope = {}
     exec(kernel, scope)
     assert scope["x"].min() == 0
@@ -295,6 +295,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(painting.replace("size=1024", "size=64"), scope)
     assert Image.open("painting.png").size == (64, 43)
     assert isinstance(scope["net"], torch.nn.Module)
+    exec(faster, scope)
+    assert "deconv3" in capsys.readouterr().out
 
 
 def test_without_the_guard_the_emulator_says_what_the_readme_quotes(monkeypatch):

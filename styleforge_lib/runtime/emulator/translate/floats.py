@@ -52,9 +52,9 @@ class _Scratch(threading.local):
     """
 
     def __init__(self):
-        self.pair = self.room = np.empty(0, C8)  # (factor, -1) and (other factor, addend)
-        self.in_pair = self.in_room = None
-        self.sign = 0  # the imaginary part of `pair`
+        self.room = np.empty(0, C8)  # (factor, addend)
+        self.pairs = {sign: np.empty(0, C8) for sign in (1, -1)}  # (other factor, sign)
+        self.in_room, self.in_pairs = None, {1: None, -1: None}
 
 
 _scratch = _Scratch()
@@ -111,21 +111,15 @@ def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
 
 def _complex_product(a, sign: int, room: np.ndarray):
     """Return the real (sign -1) or imaginary part of (a, sign) times a complex array."""
-    if not isinstance(a, np.ndarray):
-        pair = complex(a, sign)
-    elif a.size > _WORTH_COMPLEX:
-        scratch = _scratch
-        pair = scratch.pair
-        if scratch.in_pair is not a:
+    if isinstance(a, np.ndarray):
+        pair, held = _scratch.pairs[sign], _scratch.in_pairs
+        if held[sign] is not a:
             if pair.shape != a.shape:
-                pair = scratch.pair = np.empty(a.shape, C8)
-                scratch.sign = 0
-            pair.real = scratch.in_pair = a
-        if scratch.sign != sign:
-            pair.imag = scratch.sign = sign
+                pair = _scratch.pairs[sign] = np.empty(a.shape, C8)
+                pair.imag = sign
+            pair.real = held[sign] = a
     else:
-        pair = np.empty(a.shape, C8)
-        pair.real, pair.imag = a, sign
+        pair = complex(a, sign)
     if sign < 0:
         return np.multiply(pair, room).real
     return np.multiply(pair, room[None])[0].imag

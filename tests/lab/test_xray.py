@@ -213,6 +213,36 @@ def test_a_large_grid_is_sampled_with_its_corners():
     assert {0, 1, 3998, 3999} <= set(found.blocks)
 
 
+def test_a_cooperative_launch_runs_whole_and_is_no_race():
+    """Blocks write what others have read, with the grid's barrier between."""
+    module = compile_cuda("""#include <cooperative_groups.h>
+extern "C" __global__ void turn(float* x, float* y, int n) {
+    auto grid = cooperative_groups::this_grid();
+    for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = x[i];
+    grid.sync();
+    for (int i = grid.thread_rank(); i < n; i += grid.size()) x[n - 1 - i] = y[i];
+    grid.sync();
+    for (int i = grid.thread_rank(); i < n; i += grid.size()) y[n - 1 - i] = x[i] + 1.0f;
+}""")
+    x, y = np.arange(9000, dtype=np.float32), np.zeros(9000, np.float32)
+    seen = xray(module, 100, 64, (x, y, 9000), cooperative=True)
+    assert len(seen.blocks) == 100
+    assert not seen.races
+    assert not seen.faults
+    assert xray(module, 100, 64, (x, y, 9000)).faults[0].kind == "trap"
+
+
+def test_a_call_that_calls_itself_is_no_finding():
+    text = """__device__ __noinline__ int ways(int n) { return n < 2 ? 1 : ways(n - 1) + ways(n - 2); }
+extern "C" __global__ void k(int* x, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = ways(i % 7);
+}"""
+    seen = xray(compile_cuda(text), 4, 32, (np.zeros(100, np.int32), 100))
+    assert not seen.races
+    assert not seen.faults
+
+
 def test_blocks_that_wait_for_each_other_all_run():
     found = look(
         "__shared__ bool last;\nif (t == 0) last = atomicCAS((int*)x, (int)blockIdx.x, blockIdx.x + 1) == 3;\n"

@@ -48,6 +48,8 @@ REFUSED = (
     ("textures and surfaces (tex, tld4, suld, sust ...)", "read arrays through pointers; `__ldg` for read-only data"),
     ("malloc, free, new, delete inside a kernel", "arrays passed as arguments, shared memory, local arrays"),
     ("tcgen05 (sm_100a), multimem", "wgmma (sm_90a) or mma.sync; one GPU's memory"),
+    ("im2col tensor maps, reductions of boxes, sparse or 8-bit wgmma", "boxes of the tiled mode; wgmma of 16 bits"),
+    ("st.async, red.async and bulk copies of sm_100 and later", "stores and atomics, then an arrival"),
     (
         "video instructions other than vabsdiff2 and vabsdiff4",
         "the intrinsics (`__vadd4` ...), which are plain integers",

@@ -184,6 +184,23 @@ def test_arrivals_from_another_block():
     clean(trace)
 
 
+def test_addresses_tell_their_rank():
+    """Of a generic address as of one in the cluster's window; a barrier's wait may do without its words."""
+    text = kernel("""  __shared__ int s[64]; s[t] = x[i]; unsigned r0, r1, r2; u64 g; int v;
+  asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait;" ::: "memory");
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(g) : "l"(&s[t]), "r"(rank() ^ 1));
+  asm volatile("getctarank.u64 %0, %1;" : "=r"(r0) : "l"(g));
+  asm volatile("getctarank.shared::cluster.u32 %0, %1;" : "=r"(r1) : "r"(there(&s[t], 1)));
+  asm volatile("getctarank.shared::cluster.u32 %0, %1;" : "=r"(r2) : "r"(at(&s[t])));
+  asm volatile("ld.s32 %0, [%1];" : "=r"(v) : "l"(g) : "memory");
+  y[2 * i] = v; y[2 * i + 1] = r0 * 100 + r1 * 10 + r2;
+  ARRIVE WAIT""")
+    x, y = RNG.integers(-99, 99, (4, 64)).astype(np.int32), np.zeros((4, 64, 2), np.int32)
+    launch(text, x, y)
+    assert np.array_equal(y[:, :, 0], x[[1, 0, 3, 2]])
+    assert np.array_equal(y[:, :, 1], np.repeat([[110], [11], [110], [11]], 64, axis=1))
+
+
 def test_wrong_ranks_and_grids():
     with pytest.raises(EmulatorFault, match="rank 2 in a cluster of 2"):
         swap(SWAP.replace("rank() ^ 1", "rank() + 1"))

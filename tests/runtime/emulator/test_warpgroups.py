@@ -403,6 +403,15 @@ def test_refused_by_name(instruction):
         Program(text).plan("k")
 
 
+def test_registers_may_be_moved():
+    text = kernel(
+        'asm volatile("setmaxnreg.inc.sync.aligned.u32 168;"); asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); out[t] = t;'
+    )
+    out = np.zeros((64, 128), np.float32)
+    launch(text, np.zeros((2816, 4), np.uint32), out, 0, 0)
+    assert np.array_equal(out[0], np.arange(128))
+
+
 def test_tokens():
     tokens = TOKENS.of(300, 64, "f32")
     assert all(np.isnan(token) and is_token(token) for token in tokens)

@@ -21,7 +21,7 @@ from .mbarriers import MBarrier, Spot, fault_of, spots
 from .memory import POISON, SLOT_SHIFT, Scattered, Site
 from .tensor_maps import BYTES as MAP_BYTES
 from .tensor_maps import SWIZZLE_UNITS, TensorMap, decode
-from .warpgroups import swizzled
+from .warpgroup_operands import swizzled
 
 ALIGNMENT = 16
 BOX_ALIGNMENT = 128  # of a box in shared memory

@@ -16,7 +16,8 @@ class EmulatorFault(RuntimeError):
 
     Attributes:
         kind: "out of bounds", "misaligned", "unwritten read", "null pointer", "read only", "deadlock",
-            "divergent barrier", "inactive lane", "race", "assertion", "trap".
+            "divergent barrier", "inactive lane", "race", "assertion", "trap"; of Hopper also "mbarrier", "tensor map",
+            "bulk copy without its wait", "wgmma", "wgmma without its wait", "wgmma without its fence".
         line: source line of the instruction, 0 if the PTX carries no line information.
         other_line: line of the second instruction where two take part, else None.
         block: (x, y, z) of one block that shows the fault.
@@ -48,7 +49,8 @@ class Race:
     """Two accesses of one word by two threads with nothing that orders them."""
 
     kind: str
-    """"read after write", "write after read", "write after write" or "cp.async without its wait"."""
+    """"read after write", "write after read", "write after write", "cp.async without its wait", "bulk copy without its
+    wait" or "missing proxy fence"."""
     space: str
     """"shared" or "global"."""
     line: int

@@ -6,7 +6,7 @@ The barriers are `emulator.mbarriers`, the copies `emulator.bulk_copies`, the pr
 from __future__ import annotations
 
 from ..parse import Imm, Mem, Reg, Sym, TensorMem, Vec
-from ..warpgroups import Shape
+from ..warpgroup_operands import Shape
 from .emitter import rule, wait_rule
 
 _SEMANTICS = ("acquire", "release", "relaxed")

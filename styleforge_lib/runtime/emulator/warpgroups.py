@@ -347,6 +347,8 @@ class Warpgroups:
                     left = self._tile(tiles, a, owners, ROWS, depth, shape.transposed_a, shape.kind, first.site)
                 right = self._tile(tiles, b, owners, shape.columns, depth, shape.transposed_b, shape.kind, first.site)
                 total = np.matmul(left, right.swapaxes(-1, -2))
+                if len(total) < some.size:
+                    total = np.repeat(total, some.size, axis=0)
                 if shape.negated:
                     np.subtract(0, total, out=total)  # and not -total: a sum of nothing is +0, as on the card
                 adds = first.adds[some]
@@ -360,7 +362,7 @@ class Warpgroups:
             self.batch.observations.multiplied_now(product, self)
 
     def _tile(self, tiles, descriptors, owners, rows: int, depth: int, transposed: bool, kind: str, site: Site):
-        """Return an operand as (owners, rows, K) in float64."""
+        """Return an operand as (owners, or 1 if it is the same in all, rows, K) in float64."""
         key = (descriptors, rows, transposed, owners.tobytes())
         found = tiles.get(key)
         if found is None:
@@ -368,9 +370,11 @@ class Warpgroups:
             region = self.batch.memory.shared[int(address[0]) >> BANK_SHIFT]
             words = region.words[((address - region.base) >> 2)[:, None], owners[None, :]]
             words = np.ascontiguousarray(words.T)
+            if (words == words[:1]).all():
+                words = words[:1]  # weights, which all blocks share
             width = 4 if kind == "tf32" else 2
             shape = (-1, rows) if transposed else (rows, -1)
-            found = numbers(words, kind).reshape(owners.size, *shape)
+            found = numbers(words, kind).reshape(len(words), *shape)
             if transposed:
                 found = found.swapaxes(-1, -2)
             tiles[key] = found

@@ -193,6 +193,7 @@ def test_addresses_tell_their_rank():
   asm volatile("getctarank.shared::cluster.u32 %0, %1;" : "=r"(r1) : "r"(there(&s[t], 1)));
   asm volatile("getctarank.shared::cluster.u32 %0, %1;" : "=r"(r2) : "r"(at(&s[t])));
   asm volatile("ld.s32 %0, [%1];" : "=r"(v) : "l"(g) : "memory");
+  asm volatile("red.shared::cluster.add.s32 [%0], 0;" :: "r"(there(&s[t], 0)) : "memory");
   y[2 * i] = v; y[2 * i + 1] = r0 * 100 + r1 * 10 + r2;
   ARRIVE WAIT""")
     x, y = RNG.integers(-99, 99, (4, 64)).astype(np.int32), np.zeros((4, 64, 2), np.int32)

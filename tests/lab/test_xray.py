@@ -448,6 +448,8 @@ def test_floating_point_operations(body, flops):
     [
         ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", ("float16", 2 * 16 * 8 * 16 / 32)),
         ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", ("tf32", 2 * 16 * 8 * 8 / 32)),
+        ("red.global.add.v4.f32", ("float32", 4)),
+        ("atom.global.add.noftz.v2.f16x2", ("float16", 4)),
         ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", ("bfloat16", 2 * 16 * 8 * 16 / 32)),
         ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", None),
         ("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32", ("float16", 2 * 16 * 16 * 16 / 32)),

@@ -40,7 +40,8 @@ def flops(instruction: Instruction) -> tuple[str, float] | None:
     kind = next((word for word in reversed(words) if word in _PRECISIONS), None)
     if count is None or kind is None:
         return None
-    return _PRECISIONS[kind], count * (2 if kind.endswith("x2") else 1)
+    neighbours = next((int(word[1:]) for word in words if word in ("v2", "v4", "v8")), 1)  # of a vector's atomic
+    return _PRECISIONS[kind], count * neighbours * (2 if kind.endswith("x2") else 1)
 
 
 def _of_matrix(opcode: str, words: tuple[str, ...]) -> tuple[str, float] | None:

@@ -12,7 +12,7 @@ _HOMES = {
     "FusedResidualBlock": "styleforge_lib.nn",
     "FusedUpsampleConv2d": "styleforge_lib.nn",
     "TransformerNet": "styleforge_lib.models.transformer_net",
-    "accelerate": "styleforge_lib.accelerate",
+    "accelerate": "styleforge_lib.acceleration",
     "compile_cuda": "styleforge_lib.runtime.kernel",
     "list_styles": "styleforge_lib.models.checkpoints",
     "load_style": "styleforge_lib.models.checkpoints",

@@ -19,7 +19,7 @@ FLOORS = {
     "styleforge_lib.ops": 2,
     "styleforge_lib.models": 2,
     "styleforge_lib.nn": 3,  # the drop-ins stand on ops
-    "styleforge_lib.accelerate": 4,  # ... and are put in here
+    "styleforge_lib.acceleration": 4,  # ... and are put in here
     "styleforge_lib.painter": 5,
     "styleforge_lib.lab": 6,
     "styleforge_lib.cli": 6,

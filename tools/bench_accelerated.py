@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import torch
 
-from styleforge_lib.accelerate import Plan, accelerate
+from styleforge_lib.acceleration import Plan, accelerate
 from styleforge_lib.lab import records
 from styleforge_lib.lab.bench import Candidate, bench, errors
 from styleforge_lib.lab.peers import PHOTO, STYLE

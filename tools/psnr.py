@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
-from styleforge_lib.accelerate import accelerate
+from styleforge_lib.acceleration import accelerate
 from styleforge_lib.lab import records
 from styleforge_lib.lab.bench import errors
 from styleforge_lib.lab.photos import NAMES, photo, photo_tensor

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from styleforge_lib import TransformerNet, accelerate, load_style
-from styleforge_lib.accelerate import SHAPES_KEPT, AcceleratedTransformerNet, Arena, layers_of
+from styleforge_lib.acceleration import SHAPES_KEPT, AcceleratedTransformerNet, Arena, layers_of
 from styleforge_lib.lab.bench import errors
 from styleforge_lib.ops.layer import Layer
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
@@ -273,3 +273,11 @@ def test_captured_in_someone_elses_graph(style):
         x.add_(1)
         graph.replay()
         assert torch.equal(out, fast(x))
+
+
+def test_the_public_name_is_the_function():
+    """A module of the same name would hide it as soon as somebody imports the module."""
+    import styleforge_lib
+    import styleforge_lib.acceleration  # noqa: F401
+
+    assert styleforge_lib.accelerate is accelerate

@@ -106,6 +106,8 @@ class AcceleratedTransformerNet(TransformerNet):
             return self._through_pytorch(x, given)
         x = x.detach().contiguous()
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            if not self._is_prepared(x, given):
+                raise RuntimeError("call the network once with such a picture before you capture it in a CUDA graph")
             return Plan(self._prepared(x.device, x.dtype, given), tuple(x.shape), x.device, given).launch(x)
         return self._plan(x, given)(x)
 
@@ -149,6 +151,11 @@ class AcceleratedTransformerNet(TransformerNet):
                     self._plans.popitem(last=False)[1].close()
             self._plans.move_to_end(key)
             return plan
+
+    def _is_prepared(self, x: torch.Tensor, given: torch.dtype) -> bool:
+        """Whether weights are packed and kernels are loaded: a capture would only note it down."""
+        steps = layers_of(self, self.numbers, x.dtype, given)
+        return all((step.name, x.device, step.layer) in self._kernels for step in steps)
 
     def _prepared(self, device: torch.device, taken: torch.dtype, given: torch.dtype) -> list["Step"]:
         """Return the steps with their kernels; weights are packed once for all shapes."""

@@ -1,0 +1,82 @@
+"""The commands around the accelerated network: their dry runs go through every path."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import bench_accelerated
+import check_convolutions
+import psnr
+import sanitize
+
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def on_the_emulator(monkeypatch):
+    monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
+
+
+def test_bench(monkeypatch, capsys):
+    monkeypatch.setattr(bench_accelerated, "TINY", ((1, 8, 8),))
+    rows = bench_accelerated.accelerated("a run", compiled=False, dry=True)
+    assert {row.version for row in rows if row.operator == "transformer_net"} == {
+        "accelerate",
+        "accelerate uint8",
+        "eager",
+    }
+    assert len({row.operator for row in rows}) == 1 + 16
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3 + 2 + 16
+
+
+def test_ratios_are_of_one_precision_and_method(capsys):
+    def timed(version, dtype, cold, warm):
+        row = bench_accelerated.Measurement(
+            operator="o", version=version, shape="1", dtype=dtype, median_ms=cold, p20_ms=1, p80_ms=1
+        )
+        return f"{version} {dtype}", [row, bench_accelerated.replace(row, median_ms=warm)], 0
+
+    bench_accelerated.ratios(
+        [timed("accelerate", "float16", 2.0, 1.0), timed("eager", "float16", 4.0, 3.0), timed("eager", "tf32", 9, 9)]
+    )
+    assert capsys.readouterr().out.split() == (
+        ["accelerate", "float16", "is", "2.00x", "(cold),", "3.00x", "(warm)", "as", "fast", "as", "eager", "float16"]
+    )
+
+
+def test_psnr(monkeypatch, capsys):
+    monkeypatch.setattr(psnr, "SMALL", 8)
+    assert psnr.main(["--dry-run"]) == 0
+    assert "all reached" in capsys.readouterr().out
+    row = {"style": "s", "photo": "p", "size": "1x1", "dtype": "float16", "psnr_db": 44.0, "pytorch_float16_db": 44.0}
+    monkeypatch.setattr(psnr, "measure", lambda *args: iter([{**row, "same_bits": True, "passed": False}]))
+    assert psnr.main(["--dry-run"]) == 1
+    assert "1 MISSED" in capsys.readouterr().out
+
+
+def test_check_finds_a_wrong_kernel(monkeypatch, capsys):
+    monkeypatch.setattr(check_convolutions, "SMALL", (9, 12))
+    assert check_convolutions.main(["--dry-run", "--only", "res.conv2"]) == 0
+    made = check_convolutions.prepare
+
+    def spoiled(*args, **kwargs):
+        kernel = made(*args, **kwargs)
+
+        def launch(x, out, **ways):
+            kernel(x, out, **ways)
+            out.view(-1)[7] += 0.1
+
+        return launch
+
+    monkeypatch.setattr(check_convolutions, "prepare", spoiled)
+    assert check_convolutions.main(["--dry-run", "--only", "res.conv2"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_sanitize_names_every_tool():
+    lines = sanitize.commands(list(sanitize.TOOLS), "tf32")
+    assert len(lines) == len(sanitize.TOOLS) * len(sanitize.KERNELS)
+    assert all(line[0] == "compute-sanitizer" and line[-1] == "tf32" for line in lines)

@@ -278,6 +278,6 @@ def test_captured_in_someone_elses_graph(style):
 def test_the_public_name_is_the_function():
     """A module of the same name would hide it as soon as somebody imports the module."""
     import styleforge_lib
-    import styleforge_lib.acceleration  # noqa: F401
+    import styleforge_lib.acceleration
 
     assert styleforge_lib.accelerate is accelerate

@@ -6,7 +6,7 @@ can run and somebody is parked, that is a divergent barrier or a deadlock, and i
 
 Batches run one after the other, in one thread. Half of the blocks in each of two threads took 1.0 to 1.2 times as long
 as all of them in one; in two processes 1.1 to 1.4 times for convolutions, and 3.5 times for saxpy, whose arrays have to
-be handed over (two cores that had other work too). An array operation of a batch lasts some 20 microseconds, and between
+be handed over (two cores that had other work too). An array operation of a batch lasts some 20 microseconds; between
 two of them the threads wait for the interpreter. One thread also keeps printf and unordered writes in the same order
 each time.
 """

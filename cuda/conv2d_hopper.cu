@@ -205,6 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const int top = y0 + (SAME_ROWS ? group * TILE_H : 0), row = group * 64 + warp * 16 + lane / 4;
     double2* rows_done = reinterpret_cast<double2*>(raw + (ring - shared_address(raw)) + STAGES * STEP) - 128;  // free, too
     if (sums) {
+        round_to<TYPE>(d);  // the statistics are those of what is written: a constant plane has no variance
         const int tall = rows_out - top, wide = columns_out - x0;
         double2 one = {}, other = {};
         if (tall >= TILE_H && wide >= TILE_W)

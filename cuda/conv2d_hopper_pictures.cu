@@ -171,6 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         for (int p = 0; p < 2; p++) {
             const int y = 4 * at.group + 2 * p + at.warp / 2, row = at.warp * 16 + at.lane / 4;  // row of D
             if (sums) {
+                round_to<TYPE>(d[p]);  // the statistics are those of what is written
                 double2 one = {}, other = {};
                 if (y0 + y < height) one = row_sums(d[p], 0, width - x0), other = row_sums(d[p], 2, width - x0);
                 double2* const done = rows_done + (2 * at.group + p) * 64 + row;

@@ -3,6 +3,7 @@
 //   Packed<T>::floats(word)             T: __half or __nv_bfloat16; the lower half is .x
 //   Packed<T>::word(low, high)          rounded to nearest even, both in one instruction
 //   Packed<T>::relu_word(low, high)     the same, and what is negative becomes zero; a NaN stays one
+//   round_to<T>(d)                      an array of floats, each rounded to T
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -41,3 +42,12 @@ struct Packed<__nv_bfloat16> {
         return word;
     }
 };
+
+template <typename T, int COUNT>
+__device__ void round_to(float (&d)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+        const float2 pair = Packed<T>::floats(Packed<T>::word(d[i], d[i + 1]));
+        d[i] = pair.x, d[i + 1] = pair.y;
+    }
+}

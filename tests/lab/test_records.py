@@ -149,6 +149,11 @@ def test_the_learners_rows_come_after_the_committed_ones(path, monkeypatch, tmp_
     assert [row.version for row in read()] == ["warp shuffle"], "one file is read once"
 
 
+WRONG_ON_PURPOSE = {  # what a lesson measures to show that it fails
+    ("instance_norm", "one pass"): "E[x^2] - E[x]^2 at mean 4000 and deviation 0.5, in notebook 04",
+}
+
+
 def test_the_committed_rows_are_complete():
     """What the notebooks replay: every row says on what it was measured, and its quantiles are in order."""
     rows = read(records.committed_path())
@@ -156,7 +161,8 @@ def test_the_committed_rows_are_complete():
     for row in rows:
         assert all([row.gpu, row.driver, row.cuda, row.torch, row.python, row.run]), row.key
         assert 0 < row.p20_ms <= row.median_ms <= row.p80_ms, row.key
-        assert row.rel_error is None or 0 <= row.rel_error < 0.1, row.key
+        wrong = WRONG_ON_PURPOSE.get((row.operator, row.version))
+        assert row.rel_error is None or 0 <= row.rel_error < 0.1 or wrong, row.key
 
 
 # ---- choosing ------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * 
 constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
 constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
 #ifndef FLIGHT
-#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: the best of 2 to 18
+#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: more cost registers, fewer wait
 #endif
 static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
 

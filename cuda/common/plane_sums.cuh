@@ -4,12 +4,12 @@
 //   add_to_plane(sums, channels, channel, slot, tile)   adds them to a plane
 //   close_planes.cu                     the kernel that makes scale and shift of them
 //
-// layout     sums: of one image, int64 [SLOTS][3][channels], zero before the launch. SLOTS * channels is 512: blocks that add to one address wait for each other, about 9 ns each
-//            on an H200, so few channels, which means many pixels, get many slots.
+// layout     sums: of one image, int64 [SLOTS][3][channels], zero before the launch. SLOTS * channels is 512: blocks that add to one address wait for each other, so few
+//            channels, which means many pixels, get many slots.
 // why        A convolution's epilogue knows a tile of each plane, and the next layer wants the mean and variance of the
 //            whole. Floating-point atomics would add in the order in which blocks finish: another result every run.
 //            Integers may be added in any order, and 12 KB an image hold them. That the last block to add should close
-//            the planes was tried: its fence costs each block 3 us of waiting, more than a kernel of its own.
+//            the planes was tried: every block waits for its fence, which cost more than a kernel of its own.
 // numbers    The tile's moments are taken in float32 around one of its numbers (rest: the sum of distances from this pivot,
 //            m2: of their squares), so that mean 4000 and deviation 0.5 are no trouble. The sum counts in 2^-24, the squares in
 //            ones, and their fractions in 2^-40. They are subtracted in double (E[x^2] - E[x]^2), where 53 bits are left

@@ -20,3 +20,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Collect the names of the kernels that are launched."""
+    from styleforge_lib.runtime.kernel import Kernel  # imports torch, which is to find the variable above
+
+    names, call = [], Kernel.__call__
+    monkeypatch.setattr(
+        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
+    )
+    return names

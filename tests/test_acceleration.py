@@ -11,7 +11,7 @@ from styleforge_lib import TransformerNet, accelerate, load_style
 from styleforge_lib.acceleration import SHAPES_KEPT, AcceleratedTransformerNet, Arena, layers_of
 from styleforge_lib.lab.bench import errors
 from styleforge_lib.ops.layer import Layer
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device
 
 DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
 
@@ -21,16 +21,6 @@ def emulated(monkeypatch):
     """Where there is no GPU, ask for the emulator: a CPU tensor would otherwise go to PyTorch."""
     if DEVICE == "cpu":
         monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Collect the names of the kernels that are launched."""
-    names, call = [], Kernel.__call__
-    monkeypatch.setattr(
-        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
-    )
-    return names
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from styleforge_lib import FusedInstanceNorm2d
 from styleforge_lib.ops import instance_norm
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device
 
 DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
 OPTIONS = [
@@ -29,16 +29,6 @@ def on_the_kernels_device(monkeypatch):
     """Where there is no GPU, ask for the emulator: a CPU tensor would otherwise go to PyTorch."""
     if DEVICE == "cpu":
         monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Collect the names of the kernels that are launched."""
-    names, call = [], Kernel.__call__
-    monkeypatch.setattr(
-        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
-    )
-    return names
 
 
 def pair(channels=5, **options):

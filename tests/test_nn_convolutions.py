@@ -8,7 +8,7 @@ from torch import nn
 
 from styleforge_lib import FusedConv2d, FusedConvInstanceNorm2d, FusedResidualBlock, FusedUpsampleConv2d
 from styleforge_lib.models.transformer_net import ConvLayer, ResidualBlock, UpsampleConvLayer
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device
 
 DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
 
@@ -38,15 +38,6 @@ each_pair = pytest.mark.parametrize("name", PAIRS)
 def emulated(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    names, call = [], Kernel.__call__
-    monkeypatch.setattr(
-        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
-    )
-    return names
 
 
 def pair(name, dtype=torch.float32):

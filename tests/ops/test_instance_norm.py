@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from styleforge_lib import ops
 from styleforge_lib.lab import check
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device, compile_cuda
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device, compile_cuda
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
 
@@ -26,16 +26,6 @@ def on_the_kernels_device(monkeypatch):
     """Where there is no GPU, ask for the emulator: a CPU tensor would otherwise go to PyTorch."""
     if DEVICE == "cpu":
         monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Collect the names of the kernels that are launched."""
-    names, call = [], Kernel.__call__
-    monkeypatch.setattr(
-        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
-    )
-    return names
 
 
 def cut(monkeypatch, way):

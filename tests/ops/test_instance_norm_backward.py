@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from styleforge_lib import ops
 from styleforge_lib.lab.check import ulp
 from styleforge_lib.ops.cases import constant_planes, magnitudes, normal
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device, compile_cuda
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device, compile_cuda
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")
 backward = importlib.import_module("styleforge_lib.ops.instance_norm_backward")
@@ -24,16 +24,6 @@ NAMES = ("x", "weight", "bias", "residual")
 def on_the_kernels_device(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Collect the names of the kernels that are launched."""
-    names, call = [], Kernel.__call__
-    monkeypatch.setattr(
-        Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
-    )
-    return names
 
 
 def draw(shape, dtype, fill=None, seed=0):

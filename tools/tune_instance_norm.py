@@ -4,8 +4,9 @@
     python tools/tune_instance_norm.py --dry-run     # no GPU: two shapes of each kind in the emulator
 
 Contiguous: how many bytes of a plane a block holds (piece_bytes), and how many blocks sweep, of how many threads, where
-none is held. Channels_last: how many blocks a multiprocessor measures and applies with. Cold: the L2 cache is flushed
-before each call. The rule is a handful of constants in styleforge_lib/ops/instance_norm.py, which are set and restored.
+none is held. Channels_last: how many blocks a multiprocessor measures and applies with. Timed as replays of a CUDA
+graph of one call, the L2 cache flushed before each: what a call costs the host is not in it. The rule is a handful of
+constants in styleforge_lib/ops/instance_norm.py, which are set and restored.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from bench_instance_norm import KINDS, SHAPES, TINY, tensors
 
+from styleforge_lib.lab.bench import graphed
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
@@ -58,7 +60,7 @@ def clock(dry: bool) -> Callable[[Callable], float]:
         return once
     from triton.testing import do_bench
 
-    return lambda run: do_bench(run, warmup=5, rep=25, return_mode="median")
+    return lambda run: do_bench(graphed(run), warmup=2, rep=10, return_mode="median")
 
 
 def main() -> int:

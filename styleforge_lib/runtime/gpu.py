@@ -5,11 +5,11 @@ Contents
     GpuModule               a cubin in the driver, once for each card
     GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches, alone or cooperatively
 
-A launch is on the path of every inference, so the usual case (torch tensors of the declared dtypes, Python numbers)
-goes through one written-out comparison, one `struct` that packs every value, and the driver. Whatever is not the usual
-case goes to `arguments.py`, which either converts it or says what is wrong. Nothing is allocated on the card and the
-stream is torch's, so a launch inside `torch.cuda.graph` is captured like any other; loading, which a capture does not
-allow, is done when the kernel is made.
+A launch is on the path of every inference, so the usual case (torch tensors of the declared dtypes, None for a null
+pointer, Python numbers) goes through one written-out comparison, one `struct` that packs every value, and the driver.
+Whatever is not the usual case goes to `arguments.py`, which either converts it or says what is wrong. Nothing is
+allocated on the card and the stream is torch's, so a launch inside `torch.cuda.graph` is captured like any other;
+loading, which a capture does not allow, is done when the kernel is made.
 """
 
 import ctypes
@@ -233,47 +233,45 @@ class _Packet:
 def quick_check(parameters: tuple[Parameter, ...]):
     """Write the function that takes a launch's arguments in the usual case: `(card, values)`, or `(_NONE, ())`.
 
-    The usual case is contiguous torch tensors of the declared dtypes on one card, and numbers of a fitting Python type.
-    It is written out for the parameters at hand, as `dataclasses` writes `__init__`: a loop over them costs a
-    quarter more.
+    The usual case is contiguous torch tensors of the declared dtypes on one card, None for what a kernel may leave out,
+    and numbers of a fitting Python type. It is written out for the parameters at hand, as `dataclasses` writes
+    `__init__`: a loop over them costs a quarter more.
     """
-    names = [f"a{parameter.index}" for parameter in parameters]
-    pointers = [
-        (name, parameter) for name, parameter in zip(names, parameters, strict=True) if parameter.kind == "pointer"
-    ]
-    scope = {"TENSORS": _TENSORS, "FLOATS": _FLOATS, "INTEGERS": _INTEGERS}
-    scope |= {f"{name}_dtype": getattr(torch, parameter.dtype or "uint8") for name, parameter in pointers}
+    pointers = [parameter for parameter in parameters if parameter.kind == "pointer"]
     if not pointers or any(_unusual(parameter) for parameter in parameters):
         return lambda *args: (_NONE, ())
-    checks = [f"type({name}) in {_types(parameter)}" for name, parameter in zip(names, parameters, strict=True)]
-    checks += [f"{name}.dtype is {name}_dtype and {name}.is_contiguous()" for name, _ in pointers]
-    checks += [
-        f"(p_{name} := {name}.data_ptr()) and not p_{name} & {parameter.alignment - 1}" for name, parameter in pointers
-    ]
-    checks += [f"{name}.get_device() == card" for name, _ in pointers[1:]]
-    checks.insert(len(names), f"(card := {pointers[0][0]}.get_device()) >= 0")
-    values = [
-        f"p_{name}" if parameter.kind == "pointer" else name for name, parameter in zip(names, parameters, strict=True)
-    ]
-    text = (
-        f"def quick({', '.join(names)}):\n"
-        f"    if {' and '.join(checks)}:\n"
-        f"        return card, ({', '.join(values)},)\n"
-        f"    return {_NONE}, ()\n"
-    )
-    exec(text, scope)
+    scope = {"TENSORS": _TENSORS, "FLOATS": _FLOATS, "INTEGERS": _INTEGERS}
+    scope |= {f"dtype{parameter.index}": getattr(torch, parameter.dtype) for parameter in pointers}
+    lines = [f"def quick({', '.join(f'a{parameter.index}' for parameter in parameters)}):", "card = None"]
+    for parameter in parameters:
+        lines += _pointer_lines(parameter) if parameter in pointers else _number_lines(parameter)
+    values = [f"{'p' if parameter in pointers else 'a'}{parameter.index}" for parameter in parameters]
+    lines.append(f"return card, ({', '.join(values)},)")
+    exec("\n    ".join(lines), scope)
     return scope["quick"]
+
+
+def _number_lines(parameter: Parameter) -> list[str]:
+    fitting = "FLOATS" if parameter.dtype.startswith("float") else "INTEGERS"
+    return [f"if type(a{parameter.index}) not in {fitting}: return {_NONE}, ()"]
+
+
+def _pointer_lines(parameter: Parameter) -> list[str]:
+    """Find the address, p; `card` becomes that of the first tensor, and must be that of all."""
+    a, p, unusual = f"a{parameter.index}", f"p{parameter.index}", f"return {_NONE}, ()"
+    fits = f"type({a}) in TENSORS and {a}.dtype is dtype{parameter.index} and {a}.is_contiguous()"
+    return [
+        f"if {a} is None: {p} = 0",
+        f"elif not ({fits} and ({p} := {a}.data_ptr()) and not {p} & {parameter.alignment - 1}): {unusual}",
+        f"elif (found := {a}.get_device()) != card:",
+        f"    if card is not None or found < 0: {unusual}",
+        "    card = found",
+    ]
 
 
 def _unusual(parameter: Parameter) -> bool:
     """Return whether `arguments.py` must convert this parameter on every call."""
     return parameter.dtype is None or (parameter.kind == "scalar" and parameter.dtype in ("bool", "bfloat16"))
-
-
-def _types(parameter: Parameter) -> str:
-    if parameter.kind == "pointer":
-        return "TENSORS"
-    return "FLOATS" if parameter.dtype.startswith("float") else "INTEGERS"
 
 
 def _card(found: Array) -> int:

@@ -133,6 +133,20 @@ def test_the_parameters_arrive_in_their_places(make):
     assert len(launcher._packets) == 1
 
 
+@pytest.mark.parametrize(("first", "second"), [(None, 0x2000), (0x1000, None), (None, None)])
+def test_a_null_pointer_is_usual(make, monkeypatch, first, second):
+    """Kernels are given None for what is left out at every call; only one without any array needs the current card."""
+    launcher, driver = make("quick")
+    with monkeypatch.context() as patch:
+        if first or second:
+            patch.setattr(launcher, "_launch_with_care", None)
+        x, y = (None if pointer is None else CardTensor(pointer) for pointer in (first, second))
+        launcher((1,), (1,), (x, 1, y, 1.0, 1, 1.0), 0)
+    (launch,) = driver.launches
+    assert (launch.v[0], launch.v[2]) == (struct.pack("<Q", first or 0), struct.pack("<Q", second or 0))
+    assert (launch.function, launch.stream) == (100, 7000)
+
+
 def test_what_needs_care_arrives_too(make):
     launcher, driver = make("careful")
     triple = struct.pack("<iii", 1, 2, 3)
@@ -185,7 +199,11 @@ def test_nothing_wrong_reaches_the_driver(make, arguments):
         (CardTensor(0), 1, CardTensor(0x2000), 1.0, 1, 1.0),  # an empty tensor
         (CardTensor(0x1000, card=-1), 1, CardTensor(0x2000, card=-1), 1.0, 1, 1.0),  # the CPU
         (CardTensor(0x1000), 1, CardTensor(0x2000, card=1), 1.0, 1, 1.0),
-        (None, 1, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000, card=-1), 1, CardTensor(0x2000), 1.0, 1, 1.0),
+        (CardTensor(0x1000), 1, CardTensor(0x2000, card=-1), 1.0, 1, 1.0),
+        (None, 1, CardTensor(0x2000, card=-1), 1.0, 1, 1.0),
+        (None, 1, CardTensor(0x2004), 1.0, 1, 1.0),
+        (CardTensor(0x1000), None, CardTensor(0x2000), 1.0, 1, 1.0),
         (CardTensor(0x1000), np.int16(1), CardTensor(0x2000), 1.0, 1, 1.0),
     ],
 )

@@ -8,146 +8,13 @@
 //            also written to `kept`, where that is not null (stride 1)
 // sums       of the planes of out, for close_planes.cu, as common/plane_sums.cuh says; null where no norm follows
 // rows_out, columns_out    of out, and with UPSAMPLE half of them
-// weights    [phase][step][row][group 8][8 numbers], the order in which they are used; group g of a row at g ^ (row & 7)
-// compiled   for one layer: CHANNELS_IN, CHANNELS_OUT, STRIDE, UPSAMPLE, TYPE. See LAYERS below
+// compiled   for one of the layers of common/hopper_tile.cuh, which holds the steps, and says how the weights lie
 // launch     grid (tiles * PHASES, images), block 256, SHARED_BYTES of dynamic shared memory
-//
-// product    D[row][pixel] = W[row][k] X[pixel][k]: pixels are the columns, because 16 rows x 8 columns of them can be
-//            addressed as they lie in shared memory. A pixel is a row of 128 bytes (64 numbers). The halo is loaded and
-//            normalised once, and every tap of the convolution is only another start address in it.
-// LAYERS     what the 2 x 64 rows of D are, and which k they share
-//            128 -> 128           rows: output channels. 2 chunks of 64 input channels x 9 taps
-//            128 -> 64, doubled   rows: phase in x (0, 1), channel. The block has one phase in y. 2 chunks x 4 taps
-//            64 -> 32, doubled    rows: phase in y, phase in x, channel. 6 taps: two rows, three columns, of which a
-//                                 phase in x needs two (the weights of the third are zero)
-//            64 -> 128, stride 2  rows: output channels. Even and odd columns of the halo lie apart, so that a tap's
-//                                 pixels lie together. 9 taps
-//            32 -> 64, stride 2   both halves have the same rows and other pixels. Two columns make one row of 128
-//                                 bytes: 3 x 2 taps, of which the second has one column
-// doubling   Nearest neighbour, reflection and 3x3 are 2x2 on the small picture with edges repeated; the four phases
-//            differ in their weights, which are folded on the host.
-#include "common/hopper.cuh"
-#include "common/packed.cuh"
-#include "common/plane_sums.cuh"
+#include "common/hopper_tile.cuh"
 
-#ifndef TYPE
-#define TYPE __half
-#endif
-constexpr int THREADS = 256, TILE_H = 16, TILE_W = 8, ROW = 128;  // ROW: bytes of a pixel, or of two
-constexpr bool PAIRS = CHANNELS_IN == 32;                          // two columns in a row of 128 bytes
-constexpr bool APART = STRIDE == 2 && !PAIRS;                      // even and odd columns apart
-constexpr bool SAME_ROWS = PAIRS;                                  // the two warpgroups differ in pixels, not in rows of D
-constexpr int PHASES = UPSAMPLE && CHANNELS_OUT == 64 ? 2 : 1;     // phases in y that are blocks of their own
-constexpr int CHUNKS = CHANNELS_IN == 128 ? 2 : 1;
-constexpr int TAPS_Y = UPSAMPLE ? 2 : 3, TAPS_X = PAIRS || PHASES == 2 ? 2 : 3, STEPS = CHUNKS * TAPS_Y * TAPS_X;
-constexpr int BLOCK_H = SAME_ROWS ? 2 * TILE_H : TILE_H;           // output (before doubling) rows of a block
-constexpr int HALO_H = (BLOCK_H - 1) * STRIDE + 3, HALO_W = (TILE_W - 1) * STRIDE + 3;
-constexpr int PITCH = PAIRS ? 9 : STRIDE == 2 ? 18 : 10;           // rows of 128 bytes in a row of the halo
-constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = (SAME_ROWS ? 64 : 128) * ROW;
-#ifndef STAGES
-#define STAGES (APART ? 2 : 4)  // two blocks on a multiprocessor leave room for so many
-#endif
-#ifndef RESIDENT
-#define RESIDENT 2
-#endif
-constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * STEP + 1024;
-constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
-constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
-#ifndef FLIGHT
-#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: more cost registers, fewer wait
-#endif
-static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
-
-// Where a pixel of the halo lies, in rows of 128 bytes.
-__device__ int place(int y, int x) {
-    return y * PITCH + (PAIRS ? x / 2 : APART ? x % 2 * 9 + x / 2 : x);
-}
-
-// Where the pixels of a tap begin.
-__device__ int tap_place(int dy, int dx) { return dy * PITCH + (APART ? dx % 2 * 9 + dx / 2 : dx); }
-
-__device__ int inside(int i, int size) {  // reflected, or repeated; beyond a reflection only pixels that nobody keeps
-    if (!UPSAMPLE) i = i < 0 ? -i : i >= size ? 2 * size - 2 - i : i;
-    return min(max(i, 0), size - 1);
-}
-
-__device__ unsigned normalised(unsigned word, float4 affine, unsigned residual) {  // affine: scale, shift, scale, shift
-    float2 v = Packed<TYPE>::floats(word);
-    if (NORM) v = {fmaf(v.x, affine.x, affine.y), fmaf(v.y, affine.z, affine.w)};
-    if (RESIDUAL) {
-        const float2 r = Packed<TYPE>::floats(residual);
-        v = {v.x + r.x, v.y + r.y};
-    }
-    return LOAD_RELU ? Packed<TYPE>::relu_word(v.x, v.y) : Packed<TYPE>::word(v.x, v.y);
-}
-
-struct Input {
-    const uint4 *x, *residual;
-    uint4* kept;
-    const float4* affine;
-    int height, width;
+struct Load {
+    static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, fresh = false;
 };
-
-// Load the halo of the tile at (y0, x0) (rows and columns of the output, before doubling) into `halo`.
-__device__ void load_halo(const Input& in, unsigned halo, int y0, int x0) {
-    const int group = threadIdx.x % GROUPS, line = threadIdx.x / GROUPS;
-    const long long image = static_cast<long long>(blockIdx.y) * in.height * in.width;
-    float4 mine[4] = {};  // scale and shift of this thread's eight channels
-    if (NORM)
-        for (int k = 0; k < 4; k++) mine[k] = __ldg(in.affine + (blockIdx.y * GROUPS + group) * 4 + k);
-    for (int first = 0; first < LOADS; first += FLIGHT) {
-        uint4 value[FLIGHT], other[FLIGHT];
-        long long from[FLIGHT];
-#pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
-            const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
-            from[j] = (image + inside(y0 * STRIDE - 1 + y, in.height) * in.width + inside(x0 * STRIDE - 1 + x, in.width)) *
-                          GROUPS + group;
-            if (p < HALO_H * HALO_W) value[j] = __ldg(in.x + from[j]);
-            if (RESIDUAL && p < HALO_H * HALO_W) other[j] = __ldg(in.residual + from[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
-            const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
-            if (p >= HALO_H * HALO_W) continue;
-            uint4 v = value[j];
-            const uint4 r = RESIDUAL ? other[j] : uint4{};
-            if (NORM || RESIDUAL || LOAD_RELU)
-                v = {normalised(v.x, mine[0], r.x), normalised(v.y, mine[1], r.y), normalised(v.z, mine[2], r.z),
-                     normalised(v.w, mine[3], r.w)};
-            const int row = place(y, x), g = PAIRS ? x % 2 * 4 + group : group % 8;
-            const unsigned to = halo + group / 8 * CHUNK + row * ROW + ((g ^ (row & 7)) << 4);
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                         : "memory");
-            if (in.kept && STRIDE == 1 && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && y0 + y <= in.height &&
-                x0 + x <= in.width && blockIdx.x % PHASES == 0)
-                in.kept[from[j]] = v;
-        }
-    }
-    fence_async();  // the tensor cores read by another way than the stores went
-}
-
-// The sums of a row of D (a plane of out) over the tile's pixels: four lanes have 32 pixels each, and all get the result.
-// WHOLE: the tile is within the picture.
-template <bool WHOLE>
-__device__ double2 row_sums(const float (&d)[64], int first, int height, int width) {
-    const int x = threadIdx.x % 4 * 2;
-    const float pivot = __shfl_sync(~0u, d[first], threadIdx.x & 28);  // of the first pixel, which is always inside
-    float rest = 0.0f, m2 = 0.0f;
-#pragma unroll
-    for (int y = 0; y < TILE_H; y++)
-        for (int e = 0; e < 2; e++)
-            if (WHOLE || (y < height && x + e < width)) {
-                const float distance = d[4 * y + first + e] - pivot;
-                rest += distance;
-                m2 = fmaf(distance, distance, m2);
-            }
-    for (int lanes = 1; lanes < 4; lanes *= 2) {
-        rest += __shfl_xor_sync(~0u, rest, lanes);
-        m2 += __shfl_xor_sync(~0u, m2, lanes);
-    }
-    return tile_sums(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W), pivot, rest, m2);
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv2d_hopper(const TYPE* __restrict__ x, const float* __restrict__ affine, const TYPE* __restrict__ residual,
@@ -155,101 +22,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         int width, int rows_out, int columns_out) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full[STAGES];
-    const unsigned tile = (shared_address(raw) + 1023) & ~1023u, ring = tile + TILE_BYTES;
-    const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const unsigned halo = (shared_address(raw) + 1023) & ~1023u;
+    const Ring ring = {halo + TILE_BYTES, shared_address(full)};
     const int phase = blockIdx.x % PHASES, across = (columns_out + TILE_W - 1) / TILE_W;
-    const int y0 = blockIdx.x / PHASES / across * BLOCK_H, x0 = blockIdx.x / PHASES % across * TILE_W;
+    const Tile tile = {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x / PHASES / across) * BLOCK_H,
+                       static_cast<int>(blockIdx.x / PHASES % across) * TILE_W, phase};
     weights += phase * STEPS * STEP;
     const auto fetch = [&](int step) {
-        const int stage = step % STAGES;
-        barrier_expect(shared_address(full + stage), STEP);
-        bulk_copy(ring + stage * STEP, weights + step * STEP, STEP, shared_address(full + stage));
+        if (step < STEPS) ring.fetch(step, weights + step * STEP);
     };
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) barrier_init(shared_address(full + i), 1);
-        barrier_init_done();
+        ring.init();
         for (int step = 0; step < STAGES - 1; step++) fetch(step);
     }
-    load_halo({reinterpret_cast<const uint4*>(x), reinterpret_cast<const uint4*>(residual), reinterpret_cast<uint4*>(kept),
-               reinterpret_cast<const float4*>(affine), height, width}, tile, y0, x0);
+    float4 mine[4] = {};  // scale and shift of this thread's eight channels
+    if (NORM)
+        for (int k = 0; k < 4; k++)
+            mine[k] = __ldg(reinterpret_cast<const float4*>(affine) + (blockIdx.y * GROUPS + threadIdx.x % GROUPS) * 4 + k);
+    load_halo<Load>({reinterpret_cast<const uint4*>(x), reinterpret_cast<const uint4*>(residual),
+                     reinterpret_cast<uint4*>(kept), height, width}, mine, halo, tile);
     __syncthreads();
 
     float d[64] = {};
-    const unsigned rows = ring + (SAME_ROWS ? 0 : group * 64 * ROW);
-    // Where this warpgroup's pixels begin: the other half of the tile's rows, or another phase of the doubling.
-    const int begin = SAME_ROWS ? tap_place(group * TILE_H * STRIDE, 0)
-                      : !UPSAMPLE ? 0
-                      : PHASES == 2 ? tap_place(phase, group) : tap_place(group, 0);
-    for (int chunk = 0; chunk < CHUNKS; chunk++) {
-#pragma unroll
-        for (int tap = 0; tap < TAPS_Y * TAPS_X; tap++) {
-            const int step = chunk * TAPS_Y * TAPS_X + tap, stage = step % STAGES;
-            barrier_wait(shared_address(full + stage), step / STAGES % 2);
-            wgmma_fence();
-            const int start = begin + tap_place(tap / TAPS_X, tap % TAPS_X);
-            const unsigned long long a = tile_address<ROW>(rows + stage * STEP, 8 * ROW);
-            const unsigned long long b = tile_address<ROW>(tile + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
-#pragma unroll
-            for (int k = 0; k < (PAIRS && tap % TAPS_X == 1 ? 2 : 4); k++)  // 16 numbers, 32 bytes further on
-                Wgmma<TYPE>::m64n128k16(d, a + 2 * k, b + 2 * k);
-            wgmma_commit();
-            wgmma_wait<1>();  // the step before is done with its weights
-            __syncthreads();
-            if (threadIdx.x == 0 && step + STAGES - 1 < STEPS) fetch(step + STAGES - 1);
-        }
-    }
-    wgmma_wait<0>();
+    multiply(d, ring, 0, halo, phase, fetch);
+    // Halo and weights are done with: the tile takes the halo's place, and its sums the last of the weights'.
+    double2* rows_done = reinterpret_cast<double2*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
+    if (sums) tile_statistics(d, rows_done, tile, rows_out, columns_out);
+    stage(d, halo);
     __syncthreads();
-
-    // d[4 * y + e], e = 0, 1: row `channel`, pixel (y, lane % 4 * 2 + e) of the tile; e = 2, 3: row channel + 8
-    const int top = y0 + (SAME_ROWS ? group * TILE_H : 0), row = group * 64 + warp * 16 + lane / 4;
-    double2* rows_done = reinterpret_cast<double2*>(raw + (ring - shared_address(raw)) + STAGES * STEP) - 128;  // free, too
-    if (sums) {
-        round_to<TYPE>(d);  // the statistics are those of what is written: a constant plane has no variance
-        const int tall = rows_out - top, wide = columns_out - x0;
-        double2 one = {}, other = {};
-        if (tall >= TILE_H && wide >= TILE_W)
-            one = row_sums<true>(d, 0, tall, wide), other = row_sums<true>(d, 2, tall, wide);
-        else if (tall > 0)
-            one = row_sums<false>(d, 0, tall, wide), other = row_sums<false>(d, 2, tall, wide);
-        if (lane % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
-    }
-    // Through the halo's memory, which is free now: [half][pixel 128][64 numbers], then 16 bytes a thread to out.
-    const unsigned half = tile + group * 128 * ROW;
-    const int matrix = lane / 8, line = lane % 8;
-#pragma unroll
-    for (int y = 0; y < TILE_H; y += 2) {
-        const int pixel = (y + matrix / 2) * TILE_W + line, g = warp * 2 + matrix % 2;
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         half + pixel * ROW + ((g ^ (pixel & 7)) << 4)),
-                     "r"(Packed<TYPE>::word(d[4 * y], d[4 * y + 1])), "r"(Packed<TYPE>::word(d[4 * y + 2], d[4 * y + 3])),
-                     "r"(Packed<TYPE>::word(d[4 * y + 4], d[4 * y + 5])), "r"(Packed<TYPE>::word(d[4 * y + 6], d[4 * y + 7]))
-                     : "memory");
-    }
-    __syncthreads();
-    if (sums && threadIdx.x < CHANNELS_OUT) {  // the rows of D that are one channel, in a fixed order
-        double2 all = {};
-        for (int r = threadIdx.x; r < 128; r += CHANNELS_OUT)
-            all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
-        add_to_plane(sums + (long long)blockIdx.y * PLANE_WORDS, CHANNELS_OUT, threadIdx.x, blockIdx.x, all);
-    }
-    // A row of out (doubled: of two neighbouring pixels) has `across_out` groups; which of them are this block's?
-    constexpr int HALVES_JOINED = CHANNELS_OUT == 128 || PHASES == 2 ? 2 : 1;  // both halves are one row of 256 bytes
-    constexpr int OUT_GROUPS = 8 * HALVES_JOINED;
-    uint4* target = reinterpret_cast<uint4*>(out) +
-                    static_cast<long long>(blockIdx.y) * rows_out * columns_out * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        const int id = threadIdx.x + j * THREADS, g = id % 8, part = HALVES_JOINED == 2 ? id / 8 % 2 : id / 1024;
-        const int pixel = HALVES_JOINED == 2 ? id / 16 : id / 8 % 128;
-        const int y = y0 + pixel / TILE_W + (SAME_ROWS ? part * TILE_H : 0), at = x0 + pixel % TILE_W;
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(tile + part * 128 * ROW + pixel * ROW + ((g ^ (pixel & 7)) << 4))
-                     : "memory");
-        const int line_out = UPSAMPLE ? 2 * y + (PHASES == 2 ? phase : part) : y;
-        if (y < rows_out && at < columns_out)
-            target[(static_cast<long long>(line_out) * columns_out + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
-    }
+    if (sums) add_statistics(rows_done, sums + (long long)blockIdx.y * PLANE_WORDS, blockIdx.x);
+    write_staged(halo, out, tile, rows_out, columns_out);
 }

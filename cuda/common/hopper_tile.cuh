@@ -1,0 +1,274 @@
+// A tile of a 3x3 convolution of 16-bit numbers on Hopper's tensor cores, step by step: what the kernels are made of.
+//
+//   Tile                     which tile of which image: its first pixel, and a phase of the doubling
+//   load_halo<Load>()        its pixels and their neighbours to shared memory: reflected, normalised, once for all taps
+//   Ring                     the weights' way to shared memory: a ring of STAGES steps
+//   multiply()               the products of all taps
+//   tile_statistics()        the sums of its planes, for common/plane_sums.cuh
+//   stage(), write_staged()  its numbers to shared memory as whole pixels, and from there to global memory
+//
+// compiled   for one layer: CHANNELS_IN, CHANNELS_OUT, STRIDE, UPSAMPLE, TYPE. See LAYERS below
+// launch     blocks of THREADS: two warpgroups, each with 64 rows of the product
+//
+// product    D[row][pixel] = W[row][k] X[pixel][k]: pixels are the columns, because 16 rows x 8 columns of them can be
+//            addressed as they lie in shared memory. A pixel is a row of 128 bytes (64 numbers). The halo is loaded and
+//            normalised once, and every tap of the convolution is only another start address in it.
+// weights    [phase][step][row][group 8][8 numbers], the order in which they are used; group g of a row at g ^ (row & 7)
+// LAYERS     what the 2 x 64 rows of D are, and which k they share
+//            128 -> 128           rows: output channels. 2 chunks of 64 input channels x 9 taps
+//            128 -> 64, doubled   rows: phase in x (0, 1), channel. The block has one phase in y. 2 chunks x 4 taps
+//            64 -> 32, doubled    rows: phase in y, phase in x, channel. 6 taps: two rows, three columns, of which a
+//                                 phase in x needs two (the weights of the third are zero)
+//            64 -> 128, stride 2  rows: output channels. Even and odd columns of the halo lie apart, so that a tap's
+//                                 pixels lie together. 9 taps
+//            32 -> 64, stride 2   both halves have the same rows and other pixels. Two columns make one row of 128
+//                                 bytes: 3 x 2 taps, of which the second has one column
+// doubling   Nearest neighbour, reflection and 3x3 are 2x2 on the small picture with edges repeated; the four phases
+//            differ in their weights, which are folded on the host.
+#pragma once
+#include "hopper.cuh"
+#include "packed.cuh"
+#include "plane_sums.cuh"
+
+#ifndef TYPE
+#define TYPE __half
+#endif
+constexpr int THREADS = 256, TILE_H = 16, TILE_W = 8, ROW = 128;  // ROW: bytes of a pixel, or of two
+constexpr bool PAIRS = CHANNELS_IN == 32;                          // two columns in a row of 128 bytes
+constexpr bool APART = STRIDE == 2 && !PAIRS;                      // even and odd columns apart
+constexpr bool SAME_ROWS = PAIRS;                                  // the two warpgroups differ in pixels, not in rows of D
+constexpr int PHASES = UPSAMPLE && CHANNELS_OUT == 64 ? 2 : 1;     // phases in y that are blocks of their own
+constexpr int CHUNKS = CHANNELS_IN == 128 ? 2 : 1;
+constexpr int TAPS_Y = UPSAMPLE ? 2 : 3, TAPS_X = PAIRS || PHASES == 2 ? 2 : 3, STEPS = CHUNKS * TAPS_Y * TAPS_X;
+constexpr int BLOCK_H = SAME_ROWS ? 2 * TILE_H : TILE_H;           // output (before doubling) rows of a block
+constexpr int HALO_H = (BLOCK_H - 1) * STRIDE + 3, HALO_W = (TILE_W - 1) * STRIDE + 3;
+constexpr int PITCH = PAIRS ? 9 : STRIDE == 2 ? 18 : 10;           // rows of 128 bytes in a row of the halo
+constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = (SAME_ROWS ? 64 : 128) * ROW;
+#ifndef STAGES
+#define STAGES (APART ? 2 : 4)  // two blocks on a multiprocessor leave room for so many
+#endif
+#ifndef RESIDENT
+#define RESIDENT 2
+#endif
+constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * STEP + 1024;
+constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
+constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
+#ifndef FLIGHT
+#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: more cost registers, fewer wait
+#endif
+static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
+
+// Where a pixel of the halo lies, in rows of 128 bytes.
+__device__ int place(int y, int x) {
+    return y * PITCH + (PAIRS ? x / 2 : APART ? x % 2 * 9 + x / 2 : x);
+}
+
+// Where the pixels of a tap begin.
+__device__ int tap_place(int dy, int dx) { return dy * PITCH + (APART ? dx % 2 * 9 + dx / 2 : dx); }
+
+__device__ int inside(int i, int size) {  // reflected, or repeated; beyond a reflection only pixels that nobody keeps
+    if (!UPSAMPLE) i = i < 0 ? -i : i >= size ? 2 * size - 2 - i : i;
+    return min(max(i, 0), size - 1);
+}
+struct Tile {
+    int image, y0, x0;  // rows and columns of the output, before doubling
+    int phase;          // in y, where phases are blocks of their own
+};
+
+// What happens to a number on its way in; `affine` are scale, shift, scale, shift of two channels.
+//   norm, relu, residual    v = x * scale + shift, + residual, ReLU
+//   fresh                   x was written by other blocks of this launch: past the caches of this multiprocessor
+template <class Load>
+__device__ unsigned loaded(unsigned word, float4 affine, unsigned residual) {
+    float2 v = Packed<TYPE>::floats(word);
+    if (Load::norm) v = {fmaf(v.x, affine.x, affine.y), fmaf(v.y, affine.z, affine.w)};
+    if (Load::residual) {
+        const float2 r = Packed<TYPE>::floats(residual);
+        v = {v.x + r.x, v.y + r.y};
+    }
+    return Load::relu ? Packed<TYPE>::relu_word(v.x, v.y) : Packed<TYPE>::word(v.x, v.y);
+}
+
+template <class Load>
+__device__ uint4 loaded(uint4 v, const float4 (&affine)[4], uint4 r) {
+    if (!(Load::norm || Load::residual || Load::relu)) return v;
+    return {loaded<Load>(v.x, affine[0], r.x), loaded<Load>(v.y, affine[1], r.y), loaded<Load>(v.z, affine[2], r.z),
+            loaded<Load>(v.w, affine[3], r.w)};
+}
+
+struct Input {
+    const uint4 *x, *residual;
+    uint4* kept;  // where v is written as well, or null
+    int height, width;
+};
+
+// Load the halo of a tile into `halo`. affine: of the eight channels of group threadIdx.x % GROUPS.
+template <class Load>
+__device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned halo, const Tile& tile) {
+    const int group = threadIdx.x % GROUPS, line = threadIdx.x / GROUPS;
+    const long long image = static_cast<long long>(tile.image) * in.height * in.width;
+    for (int first = 0; first < LOADS; first += FLIGHT) {
+        uint4 value[FLIGHT], other[FLIGHT];
+        long long from[FLIGHT];
+#pragma unroll
+        for (int j = 0; j < FLIGHT; j++) {
+            const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
+            from[j] = (image + inside(tile.y0 * STRIDE - 1 + y, in.height) * in.width +
+                       inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS + group;
+            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(in.x + from[j]) : __ldg(in.x + from[j]);
+            if (Load::residual && p < HALO_H * HALO_W) other[j] = __ldg(in.residual + from[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < FLIGHT; j++) {
+            const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
+            if (p >= HALO_H * HALO_W) continue;
+            const uint4 v = loaded<Load>(value[j], affine, Load::residual ? other[j] : uint4{});
+            const int row = place(y, x), g = PAIRS ? x % 2 * 4 + group : group % 8;
+            const unsigned to = halo + group / 8 * CHUNK + row * ROW + ((g ^ (row & 7)) << 4);
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                         : "memory");
+            if (in.kept && STRIDE == 1 && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && tile.y0 + y <= in.height &&
+                tile.x0 + x <= in.width && tile.phase == 0)
+                in.kept[from[j]] = v;
+        }
+    }
+    fence_async();  // the tensor cores read by another way than the stores went
+}
+
+// The weights' way to shared memory. Steps are numbered through a block's life: step s lies in stage s % STAGES.
+struct Ring {
+    unsigned memory, full;  // addresses of STAGES * STEP bytes, and of STAGES barriers
+
+    __device__ void init() const {
+        for (int i = 0; i < STAGES; i++) barrier_init(full + i * 8, 1);
+        barrier_init_done();
+    }
+    __device__ void fetch(int step, const unsigned char* weights) const {  // one thread
+        const int stage = step % STAGES;
+        barrier_expect(full + stage * 8, STEP);
+        bulk_copy(memory + stage * STEP, weights, STEP, full + stage * 8);
+    }
+    __device__ unsigned wait(int step) const {
+        const int stage = step % STAGES;
+        barrier_wait(full + stage * 8, step / STAGES % 2);
+        return memory + stage * STEP;
+    }
+};
+
+// d += the products of a tile, whose first step is `begin`. fetch(step) starts the copy of a step, if there is such.
+template <class Fetch>
+__device__ void multiply(float (&d)[64], const Ring& ring, int begin, unsigned halo, int phase, const Fetch& fetch) {
+    const int group = threadIdx.x / 128;
+    // Where this warpgroup's pixels begin: the other half of the tile's rows, or another phase of the doubling.
+    const int origin = SAME_ROWS ? tap_place(group * TILE_H * STRIDE, 0)
+                       : !UPSAMPLE ? 0
+                       : PHASES == 2 ? tap_place(phase, group) : tap_place(group, 0);
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+#pragma unroll
+        for (int tap = 0; tap < TAPS_Y * TAPS_X; tap++) {
+            const int step = begin + chunk * TAPS_Y * TAPS_X + tap;
+            const unsigned rows = ring.wait(step) + (SAME_ROWS ? 0 : group * 64 * ROW);
+            wgmma_fence();
+            const int start = origin + tap_place(tap / TAPS_X, tap % TAPS_X);
+            const unsigned long long a = tile_address<ROW>(rows, 8 * ROW);
+            const unsigned long long b = tile_address<ROW>(halo + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
+#pragma unroll
+            for (int k = 0; k < (PAIRS && tap % TAPS_X == 1 ? 2 : 4); k++)  // 16 numbers, 32 bytes further on
+                Wgmma<TYPE>::m64n128k16(d, a + 2 * k, b + 2 * k);
+            wgmma_commit();
+            wgmma_wait<1>();  // the step before is done with its weights
+            __syncthreads();
+            if (threadIdx.x == 0) fetch(step + STAGES - 1);
+        }
+    }
+    wgmma_wait<0>();
+    __syncthreads();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What becomes of the products: d[4 * y + e], e = 0, 1, is row `first_row()`, pixel (y, lane % 4 * 2 + e) of the tile (or
+// of the warpgroup's half of it); e = 2, 3: row first_row() + 8.
+
+__device__ int first_row() { return threadIdx.x / 128 * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
+
+// The sums of a row of D (a plane of out) over the tile's pixels: four lanes have 32 pixels each, and all get the result.
+// WHOLE: the tile is within the picture.
+template <bool WHOLE>
+__device__ double2 row_sums(const float (&d)[64], int first, int height, int width) {
+    const int x = threadIdx.x % 4 * 2;
+    const float pivot = __shfl_sync(~0u, d[first], threadIdx.x & 28);  // of the first pixel, which is always inside
+    float rest = 0.0f, m2 = 0.0f;
+#pragma unroll
+    for (int y = 0; y < TILE_H; y++)
+        for (int e = 0; e < 2; e++)
+            if (WHOLE || (y < height && x + e < width)) {
+                const float distance = d[4 * y + first + e] - pivot;
+                rest += distance;
+                m2 = fmaf(distance, distance, m2);
+            }
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+        rest += __shfl_xor_sync(~0u, rest, lanes);
+        m2 += __shfl_xor_sync(~0u, m2, lanes);
+    }
+    return tile_sums(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W), pivot, rest, m2);
+}
+
+// Round d to what is written, and put the sums of its rows into rows_done[128]. rows, columns: of the output.
+__device__ void tile_statistics(float (&d)[64], double2* rows_done, const Tile& tile, int rows, int columns) {
+    round_to<TYPE>(d);  // the statistics are those of what is written: a constant plane has no variance
+    const int top = tile.y0 + (SAME_ROWS ? threadIdx.x / 128 * TILE_H : 0), row = first_row();
+    const int tall = rows - top, wide = columns - tile.x0;
+    double2 one = {}, other = {};
+    if (tall >= TILE_H && wide >= TILE_W)
+        one = row_sums<true>(d, 0, tall, wide), other = row_sums<true>(d, 2, tall, wide);
+    else if (tall > 0)
+        one = row_sums<false>(d, 0, tall, wide), other = row_sums<false>(d, 2, tall, wide);
+    if (threadIdx.x % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
+}
+
+// After a barrier: the rows of D that are one channel, in a fixed order, to the planes of an image.
+__device__ void add_statistics(const double2* rows_done, long long* sums, int slot) {
+    if (threadIdx.x >= CHANNELS_OUT) return;
+    double2 all = {};
+    for (int r = threadIdx.x; r < 128; r += CHANNELS_OUT) all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
+    add_to_plane(sums, CHANNELS_OUT, threadIdx.x, slot, all);
+}
+
+constexpr int STAGED_BYTES = 2 * 128 * ROW;  // of a tile as whole pixels: [half][pixel 128][64 numbers], swizzled as ever
+
+__device__ void stage(const float (&d)[64], unsigned staged) {
+    const unsigned half = staged + threadIdx.x / 128 * 128 * ROW;
+    const int warp = threadIdx.x / 32 % 4, matrix = threadIdx.x % 32 / 8, line = threadIdx.x % 8;
+#pragma unroll
+    for (int y = 0; y < TILE_H; y += 2) {
+        const int pixel = (y + matrix / 2) * TILE_W + line, g = warp * 2 + matrix % 2;
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                         half + pixel * ROW + ((g ^ (pixel & 7)) << 4)),
+                     "r"(Packed<TYPE>::word(d[4 * y], d[4 * y + 1])), "r"(Packed<TYPE>::word(d[4 * y + 2], d[4 * y + 3])),
+                     "r"(Packed<TYPE>::word(d[4 * y + 4], d[4 * y + 5])), "r"(Packed<TYPE>::word(d[4 * y + 6], d[4 * y + 7]))
+                     : "memory");
+    }
+}
+
+// The staged tile to out, 16 bytes a thread.
+__device__ void write_staged(unsigned staged, TYPE* out, const Tile& tile, int rows, int columns) {
+    // A row of out (doubled: of two neighbouring pixels) has OUT_GROUPS groups; which of them are this block's?
+    constexpr int HALVES_JOINED = CHANNELS_OUT == 128 || PHASES == 2 ? 2 : 1;  // both halves are one row of 256 bytes
+    constexpr int OUT_GROUPS = 8 * HALVES_JOINED;
+    uint4* target = reinterpret_cast<uint4*>(out) +
+                    static_cast<long long>(tile.image) * rows * columns * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const int id = threadIdx.x + j * THREADS, g = id % 8, part = HALVES_JOINED == 2 ? id / 8 % 2 : id / 1024;
+        const int pixel = HALVES_JOINED == 2 ? id / 16 : id / 8 % 128;
+        const int y = tile.y0 + pixel / TILE_W + (SAME_ROWS ? part * TILE_H : 0), at = tile.x0 + pixel % TILE_W;
+        uint4 v;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "r"(staged + part * 128 * ROW + pixel * ROW + ((g ^ (pixel & 7)) << 4))
+                     : "memory");
+        const int line_out = UPSAMPLE ? 2 * y + (PHASES == 2 ? tile.phase : part) : y;
+        if (y < rows && at < columns)
+            target[(static_cast<long long>(line_out) * columns + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
+    }
+}

@@ -3,7 +3,7 @@
 Contents
     check_tensors       refusals: inputs and `out` that do not belong together
     kernel_applies      whether the kernel takes this call, or PyTorch does
-    is_watched          whether a transformation must see the operation itself
+    is_watched          whether someone must see the operation itself, and is_observed, whatever the tensors are
     run                 allocate, look at the tensors as flat memory, launch
     launch_flat         one kernel of a cuda/ file on contiguous tensors
     compiled            a cuda/ file, compiled for the device of a tensor
@@ -19,6 +19,7 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Module, compile_cuda
 
 VECTOR_BYTES = 16  # what a thread of cuda/common/elementwise.cuh moves at once
 THREADS = 256
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})  # types of tensors that have no ways of their own
 MAX_BLOCKS = 4096  # several times what any card holds at once; beyond it the kernels' grid-stride loop takes over
 
 
@@ -93,13 +94,20 @@ def is_watched(*tensors: torch.Tensor) -> bool:
     modes, autocast, and subclasses of tensors.
     """
     return (
-        torch.compiler.is_compiling()
+        is_observed()
+        or torch.is_autocast_enabled(tensors[0].device.type)
+        or any(type(tensor) not in PLAIN for tensor in tensors)
+    )
+
+
+def is_observed() -> bool:
+    """Return whether torch.compile, torch.jit.trace, torch.func, forward-mode differentiation or a mode look on."""
+    return (
+        torch.compiler.is_compiling()  # first: the others are not for torch.compile to trace
         or torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch.is_autocast_enabled(tensors[0].device.type)
-        or any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
     )
 
 

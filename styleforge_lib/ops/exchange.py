@@ -20,7 +20,7 @@ def exchange(words: int, device: torch.device) -> tuple[torch.Tensor, int]:
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(words, dtype=torch.int64, device=device), 1
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    key = (device, torch._C._cuda_getCurrentRawStream(device.index))  # without a torch.cuda.Stream around it
     memory, numbers = _kept.get(key, (None, None))
     launch = next(numbers) if memory is not None and memory.numel() >= words else LAST_LAUNCH
     if launch >= LAST_LAUNCH:

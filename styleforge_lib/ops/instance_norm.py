@@ -2,7 +2,8 @@
 
 Contents
     instance_norm           the function: the kernel where it applies, else PyTorch
-    launch, launch_fused    the kernels: which launch shape, and its size
+    launch, launch_fused    the kernels
+    planes, pixels          which launch shape of them, and its size, for NCHW and for NHWC
     pieces_to_hold          the rule for NCHW: one kernel, whose blocks keep the plane in their registers
     pieces_to_sweep         the rule for planes that are too large for it
     pieces_of_pixels        the rule for NHWC
@@ -12,10 +13,12 @@ Contents
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 
+from styleforge_lib.ops.calls import Known, kind_of
 from styleforge_lib.ops.cases import EVEN, RAGGED, constant_planes, drawn_from, magnitudes, normal
 from styleforge_lib.ops.elementwise import VECTOR_BYTES, check_tensors, compiled, is_watched, kernel_applies
 from styleforge_lib.ops.exchange import PATIENCE, exchange
@@ -33,6 +36,7 @@ FLIGHT = 4  # vectors that a thread has under way then, as there
 HELD_RESIDENT, SWEEP_RESIDENT, MEASURED_RESIDENT, APPLIED_RESIDENT = 2, 2, 2, 4
 EMULATED_MULTIPROCESSORS = 40  # a T4's
 DRAWN = ((1, 4), (1, 9), (2, 41), (2, 41))  # the range of each dimension of a drawn shape
+_KNOWN = Known()
 
 
 def instance_norm(
@@ -55,6 +59,12 @@ def instance_norm(
     All else PyTorch computes. ValueError, TypeError: tensors that do not belong together. RuntimeError: a gradient of
     the kernel's gradient is asked for.
     """
+    kind = kind_of((eps, relu), x, weight, bias, residual)
+    launch = _KNOWN.get(kind)
+    if launch is not None:
+        out = torch.empty_like(x)
+        launch(x, weight, bias, residual, out)
+        return out
     tensors = {"x": x} if residual is None else {"x": x, "residual": residual}
     check_tensors("instance_norm", None, **tensors)
     if x.dim() < 3:
@@ -77,7 +87,9 @@ def instance_norm(
     if differentiated:
         return torch.ops.styleforge.instance_norm(x, weight, bias, residual, eps, relu)[0]
     out = torch.empty_like(x)
-    launch_fused(x, weight, bias, residual, relu, eps, out)
+    launch = planned(x, weight, bias, residual, relu, eps, out)
+    launch(x, weight, bias, residual, out)
+    _KNOWN.keep(kind, launch)
     return out
 
 
@@ -116,49 +128,77 @@ def launch_fused(
     x, out, residual: (N, C, ...) of one of DTYPES, all contiguous or, with 4 dimensions, all channels_last. weight,
     bias: (C,) of the same dtype. None for what is left out.
     """
+    planned(x, weight, bias, residual, relu, eps, out)(x, weight, bias, residual, out)
+
+
+def planned(x, weight, bias, residual, relu, eps, out) -> Callable[..., None]:
+    """Return launch(x, weight, bias, residual, out), for these tensors and all that lie alike: see `launch_fused`."""
     if x.is_contiguous():
-        launch_planes(x, weight, bias, residual, out, eps, relu)
-    else:
-        x, residual, out = (None if t is None else t.permute(0, 2, 3, 1) for t in (x, residual, out))
-        _launch_pixels(x, weight, bias, residual, out, eps, relu)
+        return planes(x, eps, relu)
+    x, residual, out = map(_rows, (x, residual, out))
+    launch = pixels(x, residual, out, eps, relu)
+    return lambda x, weight, bias, residual, out: launch(_rows(x), weight, bias, _rows(residual), _rows(out))
 
 
-def launch_planes(x, weight, bias, residual, out, eps, relu, saved=None) -> None:
-    """Launch the kernels for contiguous tensors: see `launch_fused`. saved: float32 [planes, 3], for the backward."""
-    channels, planes, size = x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
-    processors = multiprocessors(x.device)
-    kernel, dtype = compiled("instance_norm", x.device).kernel, str(x.dtype).removeprefix("torch.")
+def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
+    """Return (N, C, H, W) as (N, H, W, C)."""
+    return None if x is None else x.permute(0, 2, 3, 1)
+
+
+def planes(x, eps, relu) -> Callable[..., None]:
+    """Return launch(x, weight, bias, residual, out, saved=None) for contiguous tensors: see `launch_fused`.
+
+    saved: float32 [planes, 3], for the backward pass. The launch keeps no tensor of its maker's.
+    """
+    device, channels, planes, size = x.device, x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
+    processors = multiprocessors(device)
+    kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
     threads, length, pieces = pieces_to_hold(size, x.element_size())
+    relu = int(relu)
     if pieces <= processors * HELD_RESIDENT:
-        slots, number = exchange(3 * planes * pieces, x.device) if pieces > 1 else (None, 0)
-        numbers = (channels, size, length, pieces, eps, int(relu), number, PATIENCE)
-        args = (x, weight, bias, residual, out, saved, slots, *numbers)
-        kernel(f"instance_norm_{dtype}")(planes * pieces, threads, args)
-        return
+        held, blocks, words = kernel(f"instance_norm_{dtype}"), planes * pieces, 3 * planes * pieces
+
+        def hold(x, weight, bias, residual, out, saved=None) -> None:
+            slots, number = exchange(words, device) if pieces > 1 else (None, 0)
+            numbers = (channels, size, length, pieces, eps, relu, number, PATIENCE)
+            held(blocks, threads, (x, weight, bias, residual, out, saved, slots, *numbers))
+
+        return hold
     length, pieces = pieces_to_sweep(planes, size, x.element_size(), processors * SWEEP_RESIDENT)
-    partial = torch.empty(planes * pieces * 4, dtype=torch.float32, device=x.device)
-    args = (x, partial, size, length, pieces)
-    kernel(f"instance_norm_statistics_{dtype}")(planes * pieces, SWEEP_THREADS, args)
-    args = (x, partial, weight, bias, residual, out, saved, channels, size, length, pieces, eps, int(relu))
-    kernel(f"instance_norm_apply_{dtype}")(planes * pieces, SWEEP_THREADS, args)
+    blocks = planes * pieces
+    measure, apply = kernel(f"instance_norm_statistics_{dtype}"), kernel(f"instance_norm_apply_{dtype}")
+
+    def sweep(x, weight, bias, residual, out, saved=None) -> None:
+        partial = torch.empty(blocks * 4, dtype=torch.float32, device=device)
+        measure(blocks, SWEEP_THREADS, (x, partial, size, length, pieces))
+        args = (x, partial, weight, bias, residual, out, saved, channels, size, length, pieces, eps, relu)
+        apply(blocks, SWEEP_THREADS, args)
+
+    return sweep
 
 
-def _launch_pixels(x, weight, bias, residual, out, eps, relu) -> None:
-    """x, residual, out: (N, H, W, C), contiguous."""
-    images, channels, size = x.shape[0], x.shape[3], x.shape[1] * x.shape[2]
+def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
+    """Return launch(x, weight, bias, residual, out). x, residual, out: (N, H, W, C), contiguous."""
+    device, images, channels, size = x.device, x.shape[0], x.shape[3], x.shape[1] * x.shape[2]
     lanes = VECTOR_BYTES // x.element_size()
     tensors = (x, out) if residual is None else (x, out, residual)
     if channels % lanes or any(tensor.data_ptr() % VECTOR_BYTES for tensor in tensors):
         lanes = 1
-    processors = multiprocessors(x.device)
-    kernel, dtype = compiled("instance_norm", x.device).kernel, str(x.dtype).removeprefix("torch.")
-    tiles, length, measured = pieces_of_pixels(images, channels, size, lanes, processors * MEASURED_RESIDENT)
-    partial = torch.empty(images * measured * channels * 4, dtype=torch.float32, device=x.device)
-    args = (x, partial, channels, size, length, measured, lanes)
-    kernel(f"instance_norm_nhwc_statistics_{dtype}")(images * tiles * measured, THREADS, args)
+    processors = multiprocessors(device)
+    kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
+    measure, apply = kernel(f"instance_norm_nhwc_statistics_{dtype}"), kernel(f"instance_norm_nhwc_apply_{dtype}")
+    tiles, long, measured = pieces_of_pixels(images, channels, size, lanes, processors * MEASURED_RESIDENT)
     _, length, pieces = pieces_of_pixels(images, channels, size, lanes, processors * APPLIED_RESIDENT)
-    args = (x, partial, weight, bias, residual, out, channels, size, length, pieces, measured, eps, int(relu), lanes)
-    kernel(f"instance_norm_nhwc_apply_{dtype}")(images * tiles * pieces, THREADS, args)
+    measuring, applying = images * tiles * measured, images * tiles * pieces
+    relu = int(relu)
+
+    def launch(x, weight, bias, residual, out) -> None:
+        partial = torch.empty(images * measured * channels * 4, dtype=torch.float32, device=device)
+        measure(measuring, THREADS, (x, partial, channels, size, long, measured, lanes))
+        numbers = (channels, size, length, pieces, measured, eps, relu, lanes)
+        apply(applying, THREADS, (x, partial, weight, bias, residual, out, *numbers))
+
+    return launch
 
 
 def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int]:

@@ -21,8 +21,7 @@ def pretended_card(monkeypatch):
     zeros = torch.zeros
     monkeypatch.setattr(exchange, "_kept", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream[0] is None)
-    current = type("Stream", (), {"cuda_stream": property(lambda self: stream[0])})
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current())
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0], raising=False)
     monkeypatch.setattr(torch, "zeros", lambda size, dtype, device: zeros(size, dtype=dtype))
     return stream
 

@@ -84,8 +84,8 @@ def nhwc(operator):
         reference=turn(operator.reference),
         pytorch=turn(operator.pytorch),
         cases=tuple(turn_case(case) for case in operator.cases),
-        launch=lambda x, weight, bias, residual, relu, eps, out: norm._launch_pixels(
-            x, weight, bias, residual, out, eps, relu
+        launch=lambda x, weight, bias, residual, relu, eps, out: norm.pixels(x, residual, out, eps, relu)(
+            x, weight, bias, residual, out
         ),
     )
 
@@ -187,8 +187,10 @@ def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, way, s
     with pytest.MonkeyPatch.context() as patch:
         if way != "whole":
             cut(patch, way)
-        run = norm._launch_pixels if last else norm.launch_planes
-        run(views[0], weight, bias, None if residual is None else views[1], views[2], norm.EPS, relu)
+        beside, out = None if residual is None else views[1], views[2]
+        more = (norm.EPS, relu)
+        launch = norm.pixels(views[0], beside, out, *more) if last else norm.planes(views[0], *more)
+        launch(views[0], weight, bias, beside, out)
     got = views[2].permute(0, 3, 1, 2) if last else views[2]
     hold(got, x, weight, bias, residual, relu)
     assert arrays[2].isnan().sum() == 16

@@ -22,7 +22,7 @@ from torch import nn
 
 from styleforge_lib.models.transformer_net import TransformerNet
 from styleforge_lib.ops.convolution import architecture, kernel_for, prepare
-from styleforge_lib.ops.elementwise import emulator_asked_for, is_watched
+from styleforge_lib.ops.elementwise import PLAIN, emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import PICTURE_TYPES, Layer, Norm, plane_sums
 
 SHAPES_KEPT = 8  # plans of so many shapes are kept, the least recently used goes first
@@ -101,6 +101,9 @@ class AcceleratedTransformerNet(TransformerNet):
         return "\n".join(lines)
 
     def _run(self, x: torch.Tensor, given: torch.dtype) -> torch.Tensor:
+        plan = self._known(x, given)
+        if plan is not None:
+            return plan(x.detach().contiguous())
         _check_pictures(x)
         if not self._takes(x, given):
             return self._through_pytorch(x, given)
@@ -110,6 +113,22 @@ class AcceleratedTransformerNet(TransformerNet):
                 raise RuntimeError("call the network once with such a picture before you capture it in a CUDA graph")
             return Plan(self._prepared(x.device, x.dtype, given), tuple(x.shape), x.device, given).launch(x)
         return self._plan(x, given)(x)
+
+    def _known(self, x: torch.Tensor, given: torch.dtype) -> "Plan | None":
+        """Return the plan of the usual call: one of this shape was planned before, and nothing else has changed.
+
+        That the kernels take its shape and dtypes needs no second look: it costs more than painting a small picture.
+        """
+        if type(x) not in PLAIN or is_watched(x) or (torch.is_grad_enabled() and x.requires_grad):
+            return None
+        if torch.cuda.is_current_stream_capturing() if x.is_cuda else not emulator_asked_for():
+            return None
+        key = (x.device, x.shape, x.dtype, given)
+        with self._lock:
+            plan = self._plans.get(key)
+            if plan is not None:
+                self._plans.move_to_end(key)
+            return plan
 
     def _takes(self, x: torch.Tensor, given: torch.dtype) -> bool:
         """Whether the kernels take this call."""
@@ -141,7 +160,7 @@ class AcceleratedTransformerNet(TransformerNet):
 
     def _plan(self, x: torch.Tensor, given: torch.dtype) -> "Plan":
         """Return the plan of this shape, made now if it is new; the least recently used of too many is dropped."""
-        key = (x.device, tuple(x.shape), x.dtype, given)
+        key = (x.device, x.shape, x.dtype, given)
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
@@ -318,7 +337,7 @@ class Plan:
         self.arena = Arena(shape, steps[0].layer.dtype, device)
         self.sums = plane_sums(shape[0], device)  # each launch leaves them zero for the next
         self.graph: torch.cuda.CUDAGraph | None = None
-        self._calls, self._lock, self._done = 0, threading.Lock(), None
+        self._calls, self._lock, self._done, self._stream = 0, threading.Lock(), None, None
         self._ways: list[tuple[torch.Tensor | None, torch.Tensor | None, dict]] = []
         self._place()
 
@@ -360,10 +379,11 @@ class Plan:
                 return self.launch(x)
         with self._lock, torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
-            if self._done is not None:
+            if self._done is None:
+                self._done = torch.cuda.Event()
+            elif stream != self._stream:  # what stands on one stream follows each other anyhow
                 stream.wait_event(self._done)
-            self._done = self._done or torch.cuda.Event()
-            self._calls += 1
+            self._calls, self._stream = self._calls + 1, stream
             out = self.launch(x) if self._calls == 1 else self._replay(x)
             self._done.record(stream)
             return out

@@ -112,6 +112,26 @@ def test_the_least_recently_used_shape_goes(style, emulated, monkeypatch):
     assert 6 not in widths
 
 
+def test_a_shape_that_was_painted_is_not_looked_at_again(style, emulated, monkeypatch):
+    """... but gradients, autocast and other devices are looked at each time."""
+    x, fast = pictures(1, 3, 5, 6), accelerate(style)
+    with torch.inference_mode():
+        first = fast(x)
+    takes, looked = AcceleratedTransformerNet._takes, []
+    monkeypatch.setattr(AcceleratedTransformerNet, "_takes", lambda *args: looked.append(1) or takes(*args))
+    assert torch.equal(fast(x), first)
+    assert not looked
+    fast(x.clone().requires_grad_())
+    with torch.autocast(DEVICE):
+        fast(x)
+    with pytest.raises(ValueError, match="x must be pictures"):
+        fast(x[0])
+    assert len(looked) == 2
+    if DEVICE == "cpu":
+        monkeypatch.delenv(DEVICE_VARIABLE)
+        assert not torch.equal(fast(x), first)
+
+
 def test_threads_share_a_plan(style, emulated):
     fast, xs = accelerate(style), [pictures(1, 3, 5, 6, seed=seed) for seed in range(2)]
     with torch.inference_mode():

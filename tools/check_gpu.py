@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from styleforge_lib.lab import records
+from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import compile_cuda, gpu
 from styleforge_lib.runtime.resources import LIMITS
 
@@ -87,6 +88,25 @@ extern "C" __global__ void turn(const float* x, float* y, float* z, int n) {
   grid.sync();
   for (int i = grid.thread_rank(); i < n; i += grid.size()) z[i] = y[n - 1 - i];
 }
+"""
+
+# Each block of `follow` lets the next kernel begin, and then takes its time before it writes.
+CHAIN = """#include "common/programmatic_launch.cuh"
+__device__ unsigned long long now() {
+  unsigned long long ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+extern "C" __global__ void follow(const int* x, int* y, unsigned long long* began, unsigned long long* ended, int n) {
+  launch_dependents();
+  if (blockIdx.x + threadIdx.x == 0) *began = now();
+  wait_for_earlier_kernels();
+  for (unsigned long long start = now(); now() - start < 20000;) {}
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) y[i] = x[i] + 1;
+  __syncthreads();
+  if (blockIdx.x + threadIdx.x == 0) *ended = now();
+}
+extern "C" __global__ void hasty(int* x) { x[threadIdx.x] = 1; }
 """
 
 CHECKS: list[tuple[str, Callable]] = []
@@ -384,6 +404,41 @@ def cooperative_launch(bench: Bench) -> str:
     else:
         raise AssertionError(f"{most + 1} blocks were not refused")
     return f"{most} blocks of 256 threads"
+
+
+@check
+def overlapping_launches(bench: Bench) -> str:
+    """Check a chain of launches that begin before the one before has ended, in a CUDA graph too."""
+    include = f"-I{data_folder('cuda')}"
+    module = compile_cuda(CHAIN, name="chain.cu", defines={"OVERLAP": 1}, options=(include,))
+    follow, links, n = module.kernel("follow"), 10, 1 << 20
+    x, y = (torch.zeros(n, dtype=torch.int32, device="cuda") for _ in range(2))
+    began, ended = (torch.zeros(links, dtype=torch.int64, device="cuda").view(torch.uint64) for _ in range(2))
+
+    def chain() -> None:
+        for i in range(links):
+            source, target = (x, y) if i % 2 == 0 else (y, x)
+            follow(100, 256, (source, target, began[i:], ended[i:], n), overlap=True)
+
+    chain()
+    ensure(bool((x == links).all()), f"{int(x.min())} to {int(x.max())}, not {links}: a block did not wait")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain()
+    for turn in (2, 3):
+        graph.replay()
+        torch.cuda.synchronize()
+        ensure(bool((x == turn * links).all()), f"the replay gives {int(x.min())} to {int(x.max())}")
+    early = (ended[:-1].view(torch.int64) - began[1:].view(torch.int64)).double().median() / 1000
+    if torch.cuda.get_device_capability() < (9, 0):
+        return "as any others, before sm_90"
+    try:
+        module.kernel("hasty")(1, 32, (x,), overlap=True)
+    except ValueError as error:
+        ensure("never executes griddepcontrol.wait" in str(error), f"in other words: {error}")
+    else:
+        raise AssertionError("a kernel that does not wait was not refused")
+    return f"{links} in a graph, each began {float(early):.1f} us before the end of the one before"
 
 
 @check

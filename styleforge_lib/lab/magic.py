@@ -73,14 +73,16 @@ class XRayed:
     def __init__(self, module: Module):
         self.module = module
 
-    def __call__(self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False) -> None:
+    def __call__(
+        self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False, overlap: bool = False
+    ) -> None:
         """Show the x-ray of this launch, then launch."""
         from styleforge_lib.lab.xray import xray
 
         copies = [_copy(value) for value in args]
         options = {"shared_bytes": shared_bytes, "cooperative": cooperative}
         xray(self.module.only, grid, block, copies, **options).show()
-        self.module(grid, block, args, **options)
+        self.module(grid, block, args, **options, overlap=overlap)
 
     def __getattr__(self, name: str):
         return getattr(self.module, name)

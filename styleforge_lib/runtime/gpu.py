@@ -3,7 +3,8 @@
 Contents
     available, card_arch    is there a card, and which architecture to compile for
     GpuModule               a cubin in the driver, once for each card
-    GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches, alone or cooperatively
+    GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches; alone, cooperatively, or
+                            overlapping the kernel before
 
 A launch is on the path of every inference, so the usual case (torch tensors of the declared dtypes, None for a null
 pointer, Python numbers) goes through one written-out comparison, one `struct` that packs every value, and the driver.
@@ -12,9 +13,12 @@ allocated on the card and the stream is torch's, so a launch inside `torch.cuda.
 loading, which a capture does not allow, is done when the kernel is made.
 """
 
+import copy
 import ctypes
+import functools
 import math
 import struct
+import sys
 
 import numpy as np
 import torch
@@ -28,6 +32,10 @@ _FLOATS = _INTEGERS | {float, np.float32, np.float64}
 _SHAPES_KEPT = 1024  # checked launch shapes that a kernel remembers
 _NONE = -1  # no card
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not touched the card yet
+# cuda.h: CUlaunchConfig (grid, block, shared memory, stream, attributes, how many), and the one attribute,
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6, which is allowed.
+_CONFIGURATION = struct.Struct("<7I4xQQI4x")
+_MAY_OVERLAP = ctypes.create_string_buffer(struct.pack("<i4xi60x", 6, 1), 72)
 
 
 def available() -> bool:
@@ -78,7 +86,8 @@ def _ensure_context() -> None:
 class GpuLauncher:
     """One kernel, ready to be launched on any card. Call it as `launcher(grid, block, args, shared_bytes)`.
 
-    `launcher.together(...)` launches cooperatively: the blocks may wait for each other.
+    `launcher.together(...)` launches cooperatively: the blocks may wait for each other. `launcher.overlapping` is the
+    same launcher, whose launches may begin before the kernel ahead of them in the stream has ended.
     """
 
     def __init__(self, name: str, entry: str, parameters: tuple[Parameter, ...], module: GpuModule):
@@ -120,6 +129,13 @@ class GpuLauncher:
         shape = self._check_shape(grid, block, shared_bytes)
         args = as_tuple(self.name, self.parameters, args)
         self._launch_with_care(shape, args, self._launch_resident)
+
+    @functools.cached_property
+    def overlapping(self) -> "GpuLauncher":
+        """The same launcher, with programmatic stream serialization; what it has loaded and checked is shared."""
+        twin = copy.copy(self)
+        twin._launch = overlapping_launch
+        return twin
 
     def _launch_resident(self, function: int, *rest: int) -> None:
         """Launch as `driver.launchKernel` does, but cooperatively, once it is certain that the blocks fit."""
@@ -215,6 +231,29 @@ class GpuLauncher:
         self._functions[device] = function
         because = f"its __launch_bounds__ or its use of {registers} registers a thread"
         return LaunchLimits(self.module.arch, threads, because, static, shared)
+
+
+def overlapping_launch(function: int, *rest: int) -> None:
+    """Launch as `driver.launchKernel` does, but with the attribute that CuPy's calls have no place for.
+
+    The driver reads both structures before it returns, so that a string of bytes is enough for the first, and all
+    launches share the second.
+    """
+    from cupy.cuda import driver
+
+    *sizes, stream, packet, _ = rest
+    configuration = _CONFIGURATION.pack(*sizes, stream, ctypes.addressof(_MAY_OVERLAP), 1)
+    status = _launch_kernel_ex()(configuration, function, packet, None)
+    if status:
+        raise driver.CUDADriverError(status)
+
+
+@functools.cache
+def _launch_kernel_ex():
+    """Return the driver's cuLaunchKernelEx, which CuPy does not wrap; the driver itself is loaded long since."""
+    launch = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuLaunchKernelEx
+    launch.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    return launch
 
 
 class _Packet:

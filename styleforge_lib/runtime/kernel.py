@@ -3,7 +3,8 @@
 Contents
     compile_cuda        text or file -> Module
     Module              what was compiled; `module.kernel(name)`, and with one kernel the module is called itself
-    Kernel              `kernel(grid, block, args, *, shared_bytes=0, cooperative=False)`, checked before anything runs
+    Kernel              `kernel(grid, block, args, *, shared_bytes=0, cooperative=False, overlap=False)`, checked before
+                        anything runs
     chosen_device       the GPU where there is one, else the emulator
     watching            is told of each launch
 """
@@ -30,6 +31,7 @@ from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_nam
 from styleforge_lib.runtime.tensor_maps import TensorMap
 
 DEVICE_VARIABLE = "STYLEFORGE_DEVICE"
+FIRST_TO_OVERLAP = 90  # the compute capability, times ten, from which on launches may overlap
 EMULATED_ARCH = "sm_80"  # what is compiled where no card says otherwise: mma.m16n8k16, cp.async and bfloat16 are in it
 
 
@@ -133,9 +135,11 @@ class Module:
             )
         return self.kernel(next(iter(self._entries)))
 
-    def __call__(self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False) -> None:
+    def __call__(
+        self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False, overlap: bool = False
+    ) -> None:
         """Launch the module's one kernel, as `Kernel` does."""
-        self.only(grid, block, args, shared_bytes=shared_bytes, cooperative=cooperative)
+        self.only(grid, block, args, shared_bytes=shared_bytes, cooperative=cooperative, overlap=overlap)
 
     @property
     def resources(self) -> Resources:
@@ -163,7 +167,7 @@ def _entries(signatures: Mapping[str, str]) -> dict[str, str]:
 
 
 class Kernel:
-    """One kernel: `kernel(grid, block, args, *, shared_bytes=0, cooperative=False)`, in CuPy's order.
+    """One kernel: `kernel(grid, block, args, *, shared_bytes=0, cooperative=False, overlap=False)`, in CuPy's order.
 
     grid, block: up to three sizes. args: torch tensors, NumPy or CuPy arrays (contiguous, of the declared dtype, on the
     kernel's device), None for a null pointer, and Python or NumPy numbers, which are cast to the declared type. On a
@@ -171,6 +175,13 @@ class Kernel:
     cooperative: all blocks run at once and may wait for each other, `cooperative_groups::this_grid().sync()`; there
     must be no more than fit on the card (on the emulator: on the card of the architecture that `resources.LIMITS`
     names).
+    overlap: the blocks may begin while the kernel before in the stream still runs, once each of its blocks has executed
+    `griddepcontrol.launch_dependents` or has ended (programmatic dependent launch; in a CUDA graph a programmatic
+    edge). In return every thread executes `griddepcontrol.wait` before it reads or writes what an earlier kernel of the
+    stream reads or writes, and before it ends; what it reads behind the wait it reads by plain loads, not by `__ldg` or
+    through `const __restrict__`. cuda/common/programmatic_launch.cuh has the words, and says why. Before sm_90 such a
+    launch is as any other; on the emulator kernels run one after the other. ValueError: a kernel that never waits, and
+    on the emulator one that has a way to its end without a wait.
     TypeError, ValueError: an argument or a launch that does not fit, named; nothing has run then.
     """
 
@@ -187,11 +198,15 @@ class Kernel:
         else:
             self._launch = self._launch_elsewhere
 
-    def __call__(self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False) -> None:
+    def __call__(
+        self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False, overlap: bool = False
+    ) -> None:
         """Launch: see the class."""
         for watcher in _watchers:
             watcher(self, grid, block, args, shared_bytes=shared_bytes, cooperative=cooperative)
-        if cooperative:
+        if overlap and self._may_overlap(cooperative):
+            self._launch_overlapping(grid, block, args, shared_bytes)
+        elif cooperative:
             self._launch_together(grid, block, args, shared_bytes)
         else:
             self._launch(grid, block, args, shared_bytes)
@@ -236,6 +251,40 @@ class Kernel:
         if not isinstance(self._launch, gpu.GpuLauncher):
             self._launch = self._loaded()
         self._launch.together(grid, block, args, shared_bytes)
+
+    def _may_overlap(self, cooperative: bool) -> bool:
+        if cooperative:
+            raise ValueError(f"kernel '{self.name}': overlap and cooperative exclude each other: choose one")
+        return self._overlaps
+
+    @functools.cached_property
+    def _overlaps(self) -> bool:
+        """Whether overlap=True has a meaning on this architecture; ValueError where it would be a mistake."""
+        if int(re.search(r"\d+", self.module.arch)[0]) < FIRST_TO_OVERLAP:
+            return False
+        text = self.module.ptx
+        body = re.search(rf"\.entry\s+{re.escape(self.entry)}\s*\(.*?^}}", text, re.DOTALL | re.MULTILINE)[0]
+        if "griddepcontrol.wait" not in (text if re.search(r"\bcall\b", body) else body):
+            raise ValueError(
+                f"kernel '{self.name}': overlap=True, and it never executes griddepcontrol.wait, so that it would read "
+                "what the kernel before has yet to write. Call wait_for_earlier_kernels() of "
+                "cuda/common/programmatic_launch.cuh before the first such access, or leave overlap out."
+            )
+        if self.module.device == "emulator" and (line := self.module.program.end_without_wait(self.entry)) is not None:
+            raise ValueError(
+                f"kernel '{self.name}': overlap=True, and threads can go from line {line} to their end without "
+                "griddepcontrol.wait: a kernel behind it would then not wait for those before it. Let every thread "
+                "wait, at the start if that is simplest."
+            )
+        return True
+
+    def _launch_overlapping(self, grid, block, args, shared_bytes: int) -> None:
+        if self.module.device == "emulator":
+            self._launch_emulated(grid, block, args, shared_bytes)
+            return
+        if not isinstance(self._launch, gpu.GpuLauncher):
+            self._launch = self._loaded()
+        self._launch.overlapping(grid, block, args, shared_bytes)
 
     def _launch_emulated(self, grid, block, args, shared_bytes: int, cooperative: bool = False) -> None:
         for parameter, value in zip(self.parameters, as_tuple(self.name, self.parameters, args), strict=True):

@@ -285,3 +285,57 @@ def test_a_cooperative_launch_that_does_not_fit(cooperative):
     launcher.together((12,), (64,), arguments, 0)
     assert len(driver.launches) == 1
     assert driver.ensured
+
+
+@pytest.fixture
+def overlapping(make, monkeypatch):
+    """Make a launcher whose overlapping launches are written down, as the driver would read them."""
+    launcher, driver = make("quick")
+    driver.statuses = []
+
+    def launch_kernel_ex(configuration, function, packet, extra):
+        if driver.statuses:
+            return driver.statuses.pop()
+        *sizes, shared, stream, attributes, count = struct.unpack("<7I4xQQI4x", configuration)
+        assert count == 1
+        which, allowed = struct.unpack("<i4xi60x", ctypes.string_at(attributes, 72))
+        assert (which, allowed) == (6, 1)  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        assert extra is None
+        driver.launch(function, *sizes, shared, stream, packet, 0)
+        return 0
+
+    from cupy.cuda import driver as real
+
+    monkeypatch.setattr(real, "CUDADriverError", DriverError)
+    monkeypatch.setattr(gpu, "_launch_kernel_ex", lambda: launch_kernel_ex)
+    return launcher, driver
+
+
+def test_an_overlapping_launch(overlapping):
+    launcher, driver = overlapping
+    arguments = (CardTensor(0x1000), -3, CardTensor(0x2000), 1.5, 7, 0.25)
+    for grid in ((6, 2), [6, 2], (6, 2)):  # the second goes the careful way
+        launcher.overlapping(grid, (32, 2), arguments, 128)
+    launcher.overlapping((1,), (1,), (CardTensor(0x1000), np.int64(4), CardTensor(0x2000, card=0), 1.5, 7, 0), 0)
+    one, *_, last = driver.launches
+    assert (one.function, one.sizes, one.shared, one.stream) == (100, [6, 2, 1, 32, 2, 1], 128, 7000)
+    assert [struct.unpack("<" + code, value)[0] for code, value in zip("QiQfIe", one.v, strict=True)] == [
+        0x1000, -3, 0x2000, 1.5, 7, 0.25]  # fmt: skip
+    assert struct.unpack("<i", last.v[1]) == (4,)
+    assert launcher._launch == driver.launch, "other launches are what they were"
+    assert launcher.overlapping is launcher.overlapping
+    assert len(launcher._packets) == 1
+
+
+def test_an_overlapping_launch_that_the_driver_refuses(overlapping):
+    launcher, driver = overlapping
+    arguments = (CardTensor(0x1000), -3, CardTensor(0x2000), 1.5, 7, 0.25)
+    driver.statuses = [201]
+    launcher.overlapping((1,), (32,), arguments, 0)
+    assert driver.ensured
+    assert len(driver.launches) == 1
+    driver.statuses = [801]
+    with pytest.raises(RuntimeError, match=r"'quick' was not launched: CUDA_ERROR_801"):
+        launcher.overlapping((1,), (32,), arguments, 0)
+    with pytest.raises(ValueError, match="no blocks"):
+        launcher.overlapping((0,), (32,), arguments, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from styleforge_lib.paths import data_folder
 from styleforge_lib.runtime import CompileError, Kernel, compile_cuda
 from styleforge_lib.runtime import gpu as gpu_module
 from styleforge_lib.runtime.emulator import EmulatorFault
@@ -518,6 +519,94 @@ def test_a_cooperative_launch_on_the_emulator(monkeypatch):
         module(9999, 128, (x, y, z, 5000), cooperative=True)
     with pytest.raises(EmulatorFault, match="cooperative=True"):
         module(16, 128, (x, y, z, 5000))
+
+
+OVERLAPPING = """#include "common/programmatic_launch.cuh"
+extern "C" __global__ void patient(float* x) {
+    launch_dependents();
+    wait_for_earlier_kernels();
+    x[threadIdx.x] += 1.0f;
+}
+extern "C" __global__ void hasty(float* x) { x[threadIdx.x] += 1.0f; }
+extern "C" __global__ void leaver(float* x) {
+    if (threadIdx.x >= 8)
+        return;
+    wait_for_earlier_kernels();
+    x[threadIdx.x] += 1.0f;
+}
+__device__ __noinline__ void called() { wait_for_earlier_kernels(); }
+extern "C" __global__ void caller(float* x) {
+    called();
+    x[threadIdx.x] += 1.0f;
+}"""
+
+
+def overlapping(monkeypatch, arch, **defines):
+    monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
+    options = (f"-I{data_folder('cuda')}",)
+    return compile_cuda(OVERLAPPING, arch=arch, defines={"OVERLAP": 1, **defines}, options=options)
+
+
+@pytest.mark.parametrize("name", ["patient", "caller"])
+def test_an_overlapping_launch_on_the_emulator(monkeypatch, name):
+    x = torch.zeros(32)
+    kernel = overlapping(monkeypatch, "sm_90").kernel(name)
+    kernel(1, 32, (x,), overlap=True)
+    kernel(1, 32, (x,))
+    assert (x == 2).all()
+    with pytest.raises(ValueError, match=f"'{name}': overlap and cooperative exclude each other"):
+        kernel(1, 32, (x,), overlap=True, cooperative=True)
+    with pytest.raises(ValueError, match="no blocks"):
+        kernel(0, 32, (x,), overlap=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "defines", "match"),
+    [
+        (
+            "hasty",
+            {},
+            r"'hasty': overlap=True, and it never executes griddepcontrol\.wait.*wait_for_earlier_kernels\(\)",
+        ),
+        ("patient", {"OVERLAP": 0}, r"'patient': overlap=True, and it never executes"),
+        (
+            "leaver",
+            {},
+            r"'leaver': overlap=True, and threads can go from line 9 to their end without griddepcontrol\.wait",
+        ),
+    ],
+)
+def test_an_overlapping_launch_that_does_not_wait(monkeypatch, name, defines, match):
+    x = torch.zeros(32)
+    module = overlapping(monkeypatch, "sm_90a", **defines)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=match):
+            module.kernel(name)(1, 32, (x,), overlap=True)
+    assert not x.any()
+
+
+def test_before_hopper_an_overlapping_launch_is_as_any_other(monkeypatch):
+    x = torch.zeros(32)
+    module = overlapping(monkeypatch, "sm_80")
+    assert "griddepcontrol" not in module.ptx
+    for name in ("patient", "hasty"):
+        module.kernel(name)(1, 32, (x,), overlap=True)
+    assert (x == 2).all()
+
+
+def test_a_card_is_asked_to_overlap_only_what_waits(monkeypatch):
+    module, launches = overlapping(monkeypatch, "sm_90a"), []
+    launcher = gpu_module.GpuLauncher.__new__(gpu_module.GpuLauncher)
+    launcher.__dict__["overlapping"] = lambda *launch: launches.append(launch)
+    kernels = [module.kernel(name) for name in ("patient", "hasty")]
+    module.device = "gpu"
+    for kernel in kernels:
+        kernel._launch = launcher
+    kernels[0](1, 32, (1,), overlap=True)
+    assert launches == [(1, 32, (1,), 0)]
+    with pytest.raises(ValueError, match="'hasty': overlap=True, and it never executes"):
+        kernels[1](1, 32, (1,), overlap=True)
+    assert len(launches) == 1
 
 
 def test_a_fault_names_the_line_and_the_parameter(emulated):

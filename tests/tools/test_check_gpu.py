@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import check_gpu
 
+from styleforge_lib.paths import data_folder
+
 
 def test_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(check_gpu.gpu, "available", lambda: False)
@@ -58,3 +60,8 @@ def test_the_kernels_of_the_checks_compile_for_every_generation(monkeypatch):
         for name in module.kernels:
             module.kernel(name).resources.occupancy(128)
         assert module.kernel("spilling").resources.spill_stores > 0
+        chain = check_gpu.compile_cuda(
+            check_gpu.CHAIN, arch=arch, defines={"OVERLAP": 1}, options=(f"-I{data_folder('cuda')}",)
+        )
+        assert ("griddepcontrol.wait" in chain.ptx) == (arch == "sm_90a")
+        assert chain.kernel("follow").parameters[2].dtype == "uint64"

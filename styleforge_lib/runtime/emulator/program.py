@@ -18,6 +18,7 @@ from . import translation_cache
 from .calls import STACK, flatten, function_addresses
 from .clusters import in_clusters
 from .control_flow import BARRIERS, Block, Graph, build_graph
+from .dependent_launch import before_the_wait, end_without_wait
 from .faults import unsupported
 from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
@@ -269,6 +270,17 @@ class Program:
                     raise unsupported(f"address of {target} in the initial value of {name}", 0)
                 data = self._regions[self.symbols[name][1] >> 40].data[offset : offset + 8]
                 data.view(np.uint64)[0] += np.uint64(self.symbols[target][1])
+
+    # --- launches that overlap the kernel before ------------------------------------------------------------------
+
+    def end_without_wait(self, name: str) -> int | None:
+        """Return the line where a kernel's thread turns to its end without griddepcontrol.wait; None if none does."""
+        found = end_without_wait(self.plan(name).graph)
+        return None if found is None else self.line_of(found.place)
+
+    def before_the_wait(self, name: str) -> list[tuple[int, str]]:
+        """Return (line, instruction) of what may touch global memory before its thread has waited."""
+        return [(self.line_of(item.place), item.name) for item in before_the_wait(self.plan(name).graph)]
 
     # --- launching -------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,18 @@
 //
 // sums       [images][PLANE_WORDS], as common/plane_sums.cuh says; left zero, for the next to add to
 // weight, bias [channels] or null for 1 and 0        affine [images][channels][2]        n: numbers in a plane
-// launch     grid images, block PLANE_ENTRIES; 1 to PLANE_ENTRIES channels
+// launch     grid images, block PLANE_ENTRIES; 1 to PLANE_ENTRIES channels. With OVERLAP it may begin before the kernel
+//            before has ended, as common/programmatic_launch.cuh says
 #include "common/plane_sums.cuh"
+#include "common/programmatic_launch.cuh"
 
 extern "C" __global__ void __launch_bounds__(PLANE_ENTRIES)
     close_planes(long long* sums, const float* weight, const float* bias, float* affine, int channels, double n, float eps) {
     __shared__ long long words[3][PLANE_ENTRIES];
     const int slots = PLANE_ENTRIES / channels, slot = threadIdx.x / channels, channel = threadIdx.x % channels;
+    const float weighted = weight ? weight[channel] : 1.0f, biased = bias ? bias[channel] : 0.0f;
+    launch_dependents();
+    wait_for_earlier_kernels();  // sums are theirs, and affine may still be read
     if (slot < slots) {
         long long* word = sums + (long long)blockIdx.x * PLANE_WORDS + slot * 3 * channels + channel;
         for (int i = 0; i < 3; i++) {
@@ -27,9 +32,9 @@ extern "C" __global__ void __launch_bounds__(PLANE_ENTRIES)
         for (int k = 0; k < 3; k++) total[k] += words[k][i];
     }
     const double mean = total[0] * 0x1p-24 / n, square = (total[1] + total[2] * 0x1p-40) / n;
-    const double scale = (weight ? weight[channel] : 1.0f) / sqrt(fmax(square - mean * mean, 0.0) + eps);
+    const double scale = weighted / sqrt(fmax(square - mean * mean, 0.0) + eps);
     const float nan = __int_as_float(0x7fffffff);
     reinterpret_cast<float2*>(affine)[blockIdx.x * channels + channel] =
         marked ? float2{nan, nan}
-               : float2{static_cast<float>(scale), static_cast<float>((bias ? bias[channel] : 0.0f) - mean * scale)};
+               : float2{static_cast<float>(scale), static_cast<float>(biased - mean * scale)};
 }

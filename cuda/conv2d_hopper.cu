@@ -9,17 +9,22 @@
 // sums       of the planes of out, for close_planes.cu, as common/plane_sums.cuh says; null where no norm follows
 // rows_out, columns_out    of out, and with UPSAMPLE half of them
 // compiled   for one of the layers of common/hopper_tile.cuh, which holds the steps, and says how the weights lie
-// launch     grid (tiles * PHASES, images), block 256, SHARED_BYTES of dynamic shared memory
+// launch     grid (tiles * PHASES, images), block 256, SHARED_BYTES of dynamic shared memory. With OVERLAP it may begin
+//            before the kernel before has ended, as common/programmatic_launch.cuh says: barriers and weights come first
 #include "common/hopper_tile.cuh"
+
+#ifndef DEPENDENTS_EARLY
+#define DEPENDENTS_EARLY 1  // the kernel behind may begin when this one's last blocks have; 0: when these have multiplied
+#endif
 
 struct Load {
     static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, fresh = false;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    conv2d_hopper(const TYPE* __restrict__ x, const float* __restrict__ affine, const TYPE* __restrict__ residual,
-        TYPE* kept, const unsigned char* __restrict__ weights, TYPE* __restrict__ out, long long* sums, int height,
-        int width, int rows_out, int columns_out) {
+    conv2d_hopper(const TYPE* x, const float* affine, const TYPE* residual, TYPE* kept,
+        const unsigned char* __restrict__ weights, TYPE* __restrict__ out, long long* sums, int height, int width,
+        int rows_out, int columns_out) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full[STAGES];
     const unsigned halo = (shared_address(raw) + 1023) & ~1023u;
@@ -31,20 +36,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const auto fetch = [&](int step) {
         if (step < STEPS) ring.fetch(step, weights + step * STEP);
     };
+    if (DEPENDENTS_EARLY) launch_dependents();
     if (threadIdx.x == 0) {
         ring.init();
         for (int step = 0; step < STAGES - 1; step++) fetch(step);
     }
+    wait_for_earlier_kernels();  // all but the weights is theirs
     float4 mine[4] = {};  // scale and shift of this thread's eight channels
     if (NORM)
         for (int k = 0; k < 4; k++)
-            mine[k] = __ldg(reinterpret_cast<const float4*>(affine) + (blockIdx.y * GROUPS + threadIdx.x % GROUPS) * 4 + k);
+            mine[k] = load_earlier(reinterpret_cast<const float4*>(affine) +
+                                   (blockIdx.y * GROUPS + threadIdx.x % GROUPS) * 4 + k);
     load_halo<Load>({reinterpret_cast<const uint4*>(x), reinterpret_cast<const uint4*>(residual),
                      reinterpret_cast<uint4*>(kept), height, width}, mine, halo, tile);
     __syncthreads();
 
     float d[64] = {};
     multiply(d, ring, 0, halo, phase, fetch);
+    if (!DEPENDENTS_EARLY) launch_dependents();
     // Halo and weights are done with: the tile takes the halo's place, and its sums the last of the weights'.
     double2* rows_done = reinterpret_cast<double2*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
     if (sums) tile_statistics(d, rows_done, tile, rows_out, columns_out);

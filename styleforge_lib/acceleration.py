@@ -26,6 +26,7 @@ from styleforge_lib.ops.elementwise import PLAIN, emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import PICTURE_TYPES, Layer, Norm, plane_sums
 
 SHAPES_KEPT = 8  # plans of so many shapes are kept, the least recently used goes first
+OVERLAP = False  # whether the launches between the first and the last may begin before the one before has ended
 BLOCKS = 5  # residual blocks
 QUARTER_CHANNELS = 128  # of the residual blocks, at a quarter of the picture's size
 NUMBERS = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -356,6 +357,9 @@ class Plan:
             if layer.statistics:
                 scales[step.name] = torch.empty(self.shape[0], layer.c_out, 2, device=self.device)
                 ways |= {"sums": self.sums, "affine_out": scales[step.name]}
+            between = step.source != "picture" and step.target != "painting"
+            if OVERLAP and between and getattr(step.kernel, "overlaps", False):
+                ways["overlap"] = True
             if step.target != "painting":
                 tensors[step.target] = self.arena.tensor(step.target, shapes[step.target])
             self._ways.append((tensors.get(step.source), tensors.get(step.target), ways))

@@ -7,11 +7,12 @@ import threading
 import pytest
 import torch
 
-from styleforge_lib import TransformerNet, accelerate, load_style
+from styleforge_lib import TransformerNet, accelerate, acceleration, load_style
 from styleforge_lib.acceleration import SHAPES_KEPT, AcceleratedTransformerNet, Arena, layers_of
 from styleforge_lib.lab.bench import errors
+from styleforge_lib.ops import convolution
 from styleforge_lib.ops.layer import Layer
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
 
 DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
 
@@ -260,6 +261,33 @@ def _read_before_written(name, steps):
         if name in (step.target, step.materialised):
             return False
     return False
+
+
+def test_on_hopper_the_launches_between_first_and_last_may_overlap(style, emulated, monkeypatch):
+    """Every kernel as Hopper has it; kernels that never wait would be refused."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(convolution, "EMULATED_ARCH", "sm_90a")
+    elif convolution.architecture(torch.device("cuda")) != "sm_90a":
+        pytest.skip("needs a Hopper card")
+    launches, call = [], Kernel.__call__
+
+    def spy(kernel, *args, **more):
+        launches.append((kernel.name, more.get("overlap", False)))
+        call(kernel, *args, **more)
+
+    monkeypatch.setattr(Kernel, "__call__", spy)
+    x, turns = pictures(1, 3, 5, 6), 3 if DEVICE == "cuda" else 1  # on a card: launched, captured, replayed
+    with torch.inference_mode():
+        plain = accelerate(style)(x)
+        assert not any(may for _, may in launches)
+        launches.clear()
+        monkeypatch.setattr(acceleration, "OVERLAP", True)
+        fast = accelerate(style)
+        assert all(torch.equal(fast(x), plain) for _ in range(turns))
+    names = [name for name, _ in launches[:31]]
+    assert names.count("conv2d_hopper") == 14
+    assert names.count("close_planes") == 15
+    assert [may for _, may in launches[:31]] == [False] * 2 + [True] * 28 + [False]
 
 
 def test_layers_are_those_of_the_network():

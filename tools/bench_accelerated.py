@@ -4,11 +4,13 @@ Contents
     CASES               batch and size of the pictures
     candidates          ours, then PyTorch's ways, on one batch of pictures
     layers              each launch of our plan on its own
+    overlapping         the plan with and without launches that overlap, side by side; records nothing
     accelerated         the part `accelerated` of tools/bench.py: measure, append the rows, print the ratios
     main                the command line
 
     python tools/bench.py --parts accelerated
     python tools/bench_accelerated.py --cases 1x1024x1024,8x512x512 --no-compile
+    python tools/bench_accelerated.py --overlap off,on,late      # ours alone, by how its launches follow each other
     python tools/bench_accelerated.py --dry-run       # no GPU: every path once, tiny, in the emulator
 
 Each candidate is timed twice. Cold: the L2 cache is flushed before one call. Graph: ten calls in a CUDA graph, back to
@@ -17,6 +19,7 @@ Peak: what one call allocates at most beyond what stood before it, weights and p
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -25,15 +28,17 @@ from dataclasses import replace
 
 import torch
 
+from styleforge_lib import acceleration
 from styleforge_lib.acceleration import Plan, accelerate
 from styleforge_lib.lab import records
-from styleforge_lib.lab.bench import Candidate, bench, errors
+from styleforge_lib.lab.bench import CLOCKS, Candidate, bench, errors
 from styleforge_lib.lab.peers import PHOTO, STYLE
 from styleforge_lib.lab.photos import photo_tensor
 from styleforge_lib.lab.profile import OPERATOR
 from styleforge_lib.lab.records import Measurement
 from styleforge_lib.models.checkpoints import load_style
 from styleforge_lib.models.stages import stages
+from styleforge_lib.ops import conv2d_hopper
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 CASES = ((1, 256, 256), (1, 512, 512), (1, 1024, 1024), (1, 1080, 1920), (8, 512, 512))
@@ -41,6 +46,9 @@ TINY = ((1, 36, 40), (2, 16, 20))
 OURS = (("float16", torch.float16), ("bfloat16", torch.bfloat16), ("tf32", torch.float32))
 LAYERS_AT = (1, 1024, 1024)
 NOT_CAPTURED = "compile max-autotune"
+# Whether launches overlap, and whether the kernel behind may begin early or late (cuda/conv2d_hopper.cu).
+OVERLAPS = {"off": (False, True), "on": (True, True), "late": (True, False)}
+ROUNDS = 3  # the ways take turns, so that a card that slows down slows all of them
 
 
 def pictures(batch: int, height: int, width: int, device: str) -> torch.Tensor:
@@ -149,6 +157,32 @@ def accelerated(run: str, cases=CASES, *, compiled: bool = True, dry: bool = Fal
     return rows
 
 
+def overlapping(cases, ways: list[str], *, dry: bool = False) -> None:
+    """Print times of the float16 plan for each way of OVERLAPS, cold and in a graph: the least median of ROUNDS."""
+    for batch, height, width in TINY if dry else cases:
+        x, made, first = pictures(batch, height, width, "cpu" if dry else "cuda"), {}, None
+        for way in ways:
+            acceleration.OVERLAP, conv2d_hopper.DEPENDENTS_EARLY = OVERLAPS[way]
+            made[way] = accelerate(load_style(STYLE, x.device))
+            out = [made[way](x) for _ in range(1 if dry else 3)][-1]  # launched, captured, replayed
+            first = out if first is None else first
+            if not torch.equal(out, first):
+                raise SystemExit(
+                    f"{way}: other bits than {ways[0]}: an overlapping launch does not wait for its inputs"
+                )
+        print(f"\n{batch}x3x{height}x{width}, the same bits:", flush=True)
+        times: dict[tuple[str, str], list[float]] = {}
+        for _ in range(0 if dry else ROUNDS):
+            for way, fast in made.items():
+                acceleration.OVERLAP, conv2d_hopper.DEPENDENTS_EARLY = OVERLAPS[way]  # a graph's plans are made in it
+                run = functools.partial(fast, x)
+                for method in ("cold", "graph"):
+                    times.setdefault((way, method), []).append(CLOCKS[method](run)[0])
+        for way in ways:
+            shown = [f"{method} {min(times.get((way, method), [0])):.4f} ms" for method in ("cold", "graph")]
+            print(f"  {way:5} {', '.join(shown)}", flush=True)
+
+
 def timed(one: Candidate, shape: str, run: str, operator: str = OPERATOR) -> list[Measurement]:
     """Return the rows of one candidate: cold, and in a graph where it can be captured."""
     methods = ("cold", "warm" if one.version == NOT_CAPTURED else "graph")
@@ -178,13 +212,14 @@ def ratios(found: list[tuple[str, list[Measurement], int]]) -> None:
             print(f"  accelerate {dtype} is {cold:.2f}x (cold), {warm:.2f}x (warm) as fast as {name}")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join("x".join(map(str, case)) for case in CASES), help="BATCHxHxW, ...")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--overlap", help="only this: the plan by these ways, of off,on,late; nothing is recorded")
     parser.add_argument("--dry-run", action="store_true", help="tiny pictures in the emulator; nothing is recorded")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.dry_run:
         os.environ[DEVICE_VARIABLE] = "emulator"
     elif not torch.cuda.is_available():
@@ -192,6 +227,13 @@ def main() -> int:
         return 2
     cases = [tuple(int(n) for n in case.split("x")) for case in arguments.cases.split(",")]
     torch.backends.cudnn.benchmark = True
+    if arguments.overlap:
+        ways = arguments.overlap.split(",")
+        if unknown := set(ways) - set(OVERLAPS):
+            parser.error(f"--overlap: no way {sorted(unknown)[0]!r}; there are {', '.join(OVERLAPS)}")
+        with torch.inference_mode():
+            overlapping(cases, ways, dry=arguments.dry_run)
+        return 0
     with torch.inference_mode():
         rows = accelerated(records.new_run(), cases, compiled=not arguments.no_compile, dry=arguments.dry_run)
     print(f"{len(rows)} rows")

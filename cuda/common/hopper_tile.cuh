@@ -29,6 +29,7 @@
 #include "hopper.cuh"
 #include "packed.cuh"
 #include "plane_sums.cuh"
+#include "programmatic_launch.cuh"
 
 #ifndef TYPE
 #define TYPE __half
@@ -115,8 +116,8 @@ __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned h
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             from[j] = (image + inside(tile.y0 * STRIDE - 1 + y, in.height) * in.width +
                        inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS + group;
-            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(in.x + from[j]) : __ldg(in.x + from[j]);
-            if (Load::residual && p < HALO_H * HALO_W) other[j] = __ldg(in.residual + from[j]);
+            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(in.x + from[j]) : load_earlier(in.x + from[j]);
+            if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + from[j]);
         }
 #pragma unroll
         for (int j = 0; j < FLIGHT; j++) {

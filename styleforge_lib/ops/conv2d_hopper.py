@@ -19,6 +19,7 @@ from styleforge_lib.runtime import compile_cuda
 
 LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 32, 1, True), (64, 128, 2, False), (32, 64, 2, False))
 TILE = (16, 8)  # rows and columns of a warpgroup's pixels
+DEPENDENTS_EARLY = True  # where launches overlap: see the kernel
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def _folded(w: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _kernel(layer: tuple[int, int, int, bool], load: Load, dtype: torch.dtype, arch: str | None):
+def _kernel(
+    layer: tuple[int, int, int, bool], load: Load, dtype: torch.dtype, arch: str | None, overlap: bool, early: bool
+):
     channels_in, channels_out, stride, upsample = layer
     defines = {
         "CHANNELS_IN": channels_in,
@@ -85,6 +88,8 @@ def _kernel(layer: tuple[int, int, int, bool], load: Load, dtype: torch.dtype, a
         "LOAD_RELU": int(load.relu),
         "RESIDUAL": int(load.residual),
         "TYPE": "__half" if dtype is torch.float16 else "__nv_bfloat16",
+        "OVERLAP": int(overlap),
+        "DEPENDENTS_EARLY": int(early),
     }
     return compile_cuda("conv2d_hopper.cu", defines=defines, arch=arch).kernel("conv2d_hopper")
 
@@ -112,11 +117,12 @@ def launch(
     kept: torch.Tensor | None = None,
     sums: torch.Tensor | None = None,
     arch: str | None = None,
+    overlap: bool = False,
 ) -> None:
     """Launch one convolution.
 
     x [N, H, W, in] and out [N, H', W', out], contiguous. affine: float32 [N, in, 2], scale and shift of x. sums: see
-    `layer.plane_sums`.
+    `layer.plane_sums`. overlap: the launch may begin before the kernel before has ended, as `Kernel` says.
     """
     images, height, width = x.shape[:3]
     channels_in, channels_out, _, upsample = layer
@@ -125,9 +131,10 @@ def launch(
     tiles = -(-rows // tall) * -(-columns // TILE[1])
     phases = 2 if upsample and channels_out == 64 else 1
     inputs = (x, affine, residual, kept, weights.view(torch.uint8), out)
-    _kernel(layer, load, x.dtype, arch)(
+    _kernel(layer, load, x.dtype, arch, overlap, DEPENDENTS_EARLY)(
         (tiles * phases, images),
         (256,),
         (*inputs, sums, height, width, rows, columns),
         shared_bytes=shared_bytes(layer),
+        overlap=overlap,
     )

@@ -6,7 +6,8 @@ Contents
     HopperConvolution   cuda/conv2d_hopper.cu, with the face of the others
 
 A kernel here is a class: `takes(layer, arch)` says whether it applies; an instance holds packed weights, and is called
-as `kernel(x, out, affine=, residual=, materialised=, sums=, affine_out=)`.
+as `kernel(x, out, affine=, residual=, materialised=, sums=, affine_out=)`. One that `overlaps` takes `overlap=True` as
+well: its launches may then begin before the kernel before has ended.
 """
 
 import functools
@@ -24,6 +25,8 @@ from styleforge_lib.runtime.kernel import EMULATED_ARCH, chosen_device
 
 class HopperConvolution:
     """A layer of 16-bit numbers on Hopper's wgmma: see TensorCoreConvolution."""
+
+    overlaps = True
 
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
         self.layer, self.arch = layer, arch
@@ -47,12 +50,23 @@ class HopperConvolution:
             and not (layer.relu_in and layer.residual)
         )
 
-    def __call__(self, x, out, *, affine=None, residual=None, materialised=None, sums=None, affine_out=None) -> None:
+    def __call__(
+        self,
+        x,
+        out,
+        *,
+        affine=None,
+        residual=None,
+        materialised=None,
+        sums=None,
+        affine_out=None,
+        overlap: bool = False,
+    ) -> None:
         """Launch on the current stream."""
-        ways = {"affine": affine, "residual": residual, "kept": materialised, "sums": sums}
+        ways = {"affine": affine, "residual": residual, "kept": materialised, "sums": sums, "overlap": overlap}
         conv2d_hopper.launch(x, self.weight, out, layer=self.key, load=self.load, **ways, arch=self.arch)
         if sums is not None:
-            close_planes(sums, self.norm, affine_out, out, self.arch)
+            close_planes(sums, self.norm, affine_out, out, self.arch, overlap)
 
 
 KERNELS = [HopperConvolution, HopperFromPicture, HopperToPicture, FromPicture, ToPicture, TensorCoreConvolution]

@@ -107,11 +107,14 @@ def plane_sums(images: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(images, 3 * PLANE_ENTRIES, dtype=torch.int64, device=device)
 
 
-def close_planes(sums: torch.Tensor, norm: Norm, affine_out: torch.Tensor, out: torch.Tensor, arch: str) -> None:
+def close_planes(
+    sums: torch.Tensor, norm: Norm, affine_out: torch.Tensor, out: torch.Tensor, arch: str, overlap: bool = False
+) -> None:
     """Write scale and shift of the norm of `out`, (N, H, W, C), to affine_out, (N, C, 2) float32; zero the sums."""
     images, height, width, channels = out.shape
     args = (sums, norm.weight, norm.bias, affine_out, channels, height * width, norm.eps)
-    compiled("close_planes", out.device, arch).only(images, PLANE_ENTRIES, args)
+    kernel = compiled("close_planes", out.device, arch, OVERLAP=int(overlap)).only
+    kernel(images, PLANE_ENTRIES, args, overlap=overlap)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from styleforge_lib.ops import conv2d_hopper
 from styleforge_lib.ops.conv2d_hopper import LAYERS, Load
+from styleforge_lib.ops.elementwise import compiled
 from styleforge_lib.ops.layer import Norm, close_planes, plane_sums
 
 PLAIN, NORM, ADD = Load(), Load(norm=True, relu=True), Load(norm=True, residual=True)
@@ -27,7 +28,7 @@ def of_norm(x, weight, bias):
     return scale, bias.double() - x.mean((1, 2)) * scale
 
 
-def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, spread=1.0):
+def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, spread=1.0, overlap=False):
     channels_in, channels_out, stride, upsample = layer
     torch.manual_seed(height * width)
     x = (torch.randn(images, height, width, channels_in) * spread + mean).to(dtype)
@@ -51,8 +52,9 @@ def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, sprea
         kept=kept,
         sums=sums,
         arch="sm_90a",
+        overlap=overlap,
     )
-    close_planes(sums, Norm(weight_out, bias_out, EPS), affine_out, out, "sm_90a")
+    close_planes(sums, Norm(weight_out, bias_out, EPS), affine_out, out, "sm_90a", overlap)
     v = x.double()
     if load.norm:
         v = v * scale[:, None, None] + shift[:, None, None]
@@ -114,3 +116,41 @@ def test_a_nan_stays_one():
     out, _, affine_out, _ = run(LAYERS[0], PLAIN, 2, 5, 5, mean=torch.inf)
     assert out.isnan().all()
     assert affine_out.isnan().all()
+
+
+# ---- launches that overlap the kernel before -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "load"), [(LAYERS[0], ADD), (LAYERS[4], NORM)], ids=str)
+def test_an_overlapping_launch_computes_the_same(layer, load):
+    expected, got = (run(layer, load, 2, 3, 5, overlap=overlap) for overlap in (False, True))
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[2], expected[2])
+
+
+@pytest.mark.parametrize(
+    ("layer", "load", "early"),
+    [(layer, ADD if layer[2] == 1 else NORM, True) for layer in LAYERS] + [(LAYERS[0], NORM, False)],
+    ids=str,
+)
+def test_before_the_wait_an_overlapping_launch_fetches_weights_alone(layer, load, early):
+    kernel, plain = (conv2d_hopper._kernel(layer, load, torch.float16, "sm_90a", way, early) for way in (True, False))
+    ptx, program = kernel.module.ptx, kernel.module.program
+    assert {name for _, name in program.before_the_wait(kernel.entry)} <= {
+        "cp.async.bulk.shared_cluster.global.mbarrier_complete_tx_bytes"
+    }
+    assert program.end_without_wait(kernel.entry) is None
+    assert "ld.global.nc" not in ptx, "others write its inputs while it runs"
+    assert ptx.count("griddepcontrol.launch_dependents") == ptx.count("griddepcontrol.wait") == 1
+    assert (ptx.index("griddepcontrol.launch_dependents") < ptx.index("griddepcontrol.wait")) == early
+    assert "griddepcontrol" not in plain.module.ptx
+
+
+def test_before_the_wait_close_planes_reads_weight_and_bias_alone():
+    kernel = compiled("close_planes", torch.device("cpu"), "sm_90a", OVERLAP=1).only
+    lines = kernel.module.text.splitlines()
+    early = kernel.module.program.before_the_wait(kernel.entry)
+    assert len(early) == 2
+    assert all("weight[channel]" in lines[line - 1] and name.startswith("ld.") for line, name in early)
+    assert kernel.module.program.end_without_wait(kernel.entry) is None
+    assert "ld.global.nc" not in kernel.module.ptx

@@ -32,6 +32,17 @@ def test_bench(monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3 + 2 + 16
 
 
+def test_bench_of_overlapping_launches(monkeypatch, capsys):
+    monkeypatch.setattr(bench_accelerated, "TINY", ((1, 5, 6),))
+    monkeypatch.setattr(bench_accelerated.acceleration, "OVERLAP", False)
+    monkeypatch.setattr(bench_accelerated.conv2d_hopper, "DEPENDENTS_EARLY", True)
+    assert bench_accelerated.main(["--dry-run", "--overlap", "off,late"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1x3x5x6,", "off", "late"]
+    with pytest.raises(SystemExit):
+        bench_accelerated.main(["--dry-run", "--overlap", "sideways"])
+    assert "no way 'sideways'; there are off, on, late" in capsys.readouterr().err
+
+
 def test_ratios_are_of_one_precision_and_method(capsys):
     def timed(version, dtype, cold, warm):
         row = bench_accelerated.Measurement(

@@ -239,12 +239,12 @@ def overlapping_launch(function: int, *rest: int) -> None:
     The driver reads both structures before it returns, so that a string of bytes is enough for the first, and all
     launches share the second.
     """
-    from cupy.cuda import driver
-
     *sizes, stream, packet, _ = rest
     configuration = _CONFIGURATION.pack(*sizes, stream, ctypes.addressof(_MAY_OVERLAP), 1)
     status = _launch_kernel_ex()(configuration, function, packet, None)
     if status:
+        from cupy.cuda import driver
+
         raise driver.CUDADriverError(status)
 
 

@@ -22,7 +22,7 @@
 // numbers              each thread adds what it meets in order, then the block by a tree: no atomics, the same launch
 //                      gives the same bits. A NaN or infinity in a plane makes that plane's gradients NaN.
 #include "common/exchange.cuh"
-#include "common/vectors.cuh"
+#include "common/normalize.cuh"
 
 struct Plane {
     float mean, lost, rstd;
@@ -31,17 +31,6 @@ struct Plane {
         : mean(saved[3 * plane]), lost(saved[3 * plane + 1]), rstd(saved[3 * plane + 2]) {}
 
     __device__ float normalized(float x) const { return ((x - mean) - lost) * rstd; }
-};
-
-struct Piece {
-    long long plane, start, count;
-
-    __device__ Piece(long long size, long long length, int pieces) {
-        plane = blockIdx.x / pieces;
-        const long long begin = blockIdx.x % pieces * length;
-        start = plane * size + begin;
-        count = begin + length < size ? length : size - begin;
-    }
 };
 
 // f(i, x, g) for COUNT numbers, g being the gradient behind the ReLU. (Function objects, and not generic lambdas, which
@@ -129,10 +118,10 @@ __device__ void plane_apply(const T* x, const T* out, const T* dout, const float
     const Plane plane(saved, piece.plane);
     float sum[2] = {};
     for (int i = threadIdx.x; i < pieces; i += blockDim.x)
-        for (int k = 0; k < 2; k++) sum[k] += partial[2 * (piece.plane * pieces + i) + k];
+        for (int k = 0; k < 2; k++) sum[k] += partial[2LL * (piece.plane * pieces + i) + k];
     sum_block(sum, shared);
     if (blockIdx.x % pieces == 0 && threadIdx.x == 0)
-        for (int k = 0; k < 2; k++) sums[2 * piece.plane + k] = sum[k];
+        for (int k = 0; k < 2; k++) sums[2LL * piece.plane + k] = sum[k];
 
     const float scale = plane.rstd * (weight ? to_float(weight[piece.plane % channels]) : 1.0f);
     const float mean = sum[0] / size, slope = sum[1] / size;

@@ -2,6 +2,7 @@
 //
 //   tell(slot, launch, value)               one thread: put COUNT floats into a slot
 //   hear(slot, launch, patience, value)     wait for them; false where `patience` further looks were in vain
+//   number_after(word), keep_number(word, launch)      of a launch that a CUDA graph repeats
 //   sum_block(value, shared)                the sums of COUNT floats over all threads of a block
 //
 // slot       COUNT words of 8 bytes in global memory. A word is a float and the number of the launch that it belongs
@@ -10,6 +11,14 @@
 // patience   nothing promises that the blocks of a plane run at the same time. Who waits in vain works out the others'
 //            numbers and tells them in their place, with the same bits; so no answer depends on which blocks run when.
 #pragma once
+
+// The number of a launch that a CUDA graph repeats with the same arguments: each block keeps its last one in a word of
+// its own. All threads ask before one of them writes, and a barrier lies in between.
+__device__ inline int number_after(const long long* word) {
+    return (int)*reinterpret_cast<const volatile long long*>(word) + 1;
+}
+
+__device__ inline void keep_number(long long* word, int launch) { *word = launch; }
 
 template <int COUNT>
 __device__ void tell(long long* slot, int launch, const float (&value)[COUNT]) {

@@ -1,10 +1,9 @@
 // Mean and variance of numbers that arrive in pieces: the moments (n, mean, M2) and how two of them merge.
 //
-//   Moments                            n numbers, their mean, and M2, the sum of their squared distances from it
-//   add<COUNT>(n, mean, m2, values)    takes in COUNT further numbers                       (Welford 1962, by groups)
-//   merge(a, b)                        the moments of both together                         (Chan, Golub, LeVeque 1979)
-//   merge_block(m, shared)             the moments of all threads of a block, by shuffles
-//   merge_rows(shared, rows, width)    the moments of each column of a table in shared memory, by a tree
+//   Moments                                    n numbers, their mean, and M2, the sum of their squared distances from it
+//   add<COUNT>(n, mean, m2, values)            takes in COUNT further numbers (Welford 1962, by groups)
+//   merge(a, b)                                the moments of both together (Chan, Golub, LeVeque 1979)
+//   merge_warp(m), merge_block(m, shared)      the moments of all threads of a warp or block, by shuffles
 //
 // why        E[x^2] - E[x]^2 subtracts two nearly equal numbers where the mean is large beside the deviation: at mean
 //            4000 and deviation 0.5 nothing is left of float32's 24 bits. Here only distances from a mean are squared.
@@ -55,37 +54,27 @@ __device__ inline Moments merge(Moments a, Moments b) {
     return {n, a.mean, a.m2 + b.m2 + distance * distance * (a.n * weight)};
 }
 
-__device__ inline Moments merge_warp(Moments m) {  // the result is in lane 0
-    for (int offset = 16; offset > 0; offset /= 2)
-        m = merge(m, {__shfl_down_sync(0xffffffffu, m.n, offset),
-                      {__shfl_down_sync(0xffffffffu, m.mean.value, offset),
-                       __shfl_down_sync(0xffffffffu, m.mean.lost, offset)},
-                      __shfl_down_sync(0xffffffffu, m.m2, offset)});
-    return m;
+// The moments of the 32 threads of a warp, for all of them. Their means are measured from lane 0's: first the distance
+// of the common mean, then M2 from there. Two sums by shuffles, where a tree of `merge` divides five times in a row.
+__device__ inline Moments merge_warp(Moments m) {
+    const auto sum = [](float value) {
+        for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+        return value;
+    };
+    Mean mean = {__shfl_sync(0xffffffffu, m.mean.value, 0), __shfl_sync(0xffffffffu, m.mean.lost, 0)};
+    const float distance = m.n == 0.0f ? 0.0f : (m.mean.value - mean.value) + (m.mean.lost - mean.lost);
+    const float n = sum(m.n), center = sum(m.n * distance) / fmaxf(n, 1.0f), off = distance - center;
+    const float m2 = sum(fmaf(m.n * off, off, m.m2));
+    mean.move(mean.lost + center);
+    return {n, mean, m2};
 }
 
-// One-dimensional blocks of whole warps. shared: an element for each of at most 32 warps. Every thread gets the result.
+// One-dimensional blocks of whole warps. shared: an element for each of at most 32 warps, which nobody uses any more.
+// Every thread gets the result, for every warp works it out.
 __device__ inline Moments merge_block(Moments m, Moments* shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     m = merge_warp(m);
     if (lane == 0) shared[warp] = m;
     __syncthreads();
-    if (warp == 0) {
-        m = merge_warp(lane < blockDim.x / 32 ? shared[lane] : Moments{});
-        if (lane == 0) shared[0] = m;
-    }
-    __syncthreads();
-    return shared[0];
-}
-
-// shared: rows x width elements, written before the call and not yet waited for. The result is row 0, for all threads.
-__device__ inline void merge_rows(Moments* shared, int rows, int width) {
-    __syncthreads();
-    while (rows > 1) {
-        const int kept = (rows + 1) / 2;
-        for (int i = threadIdx.x; i < (rows - kept) * width; i += blockDim.x)
-            shared[i] = merge(shared[i], shared[i + kept * width]);
-        __syncthreads();
-        rows = kept;
-    }
+    return merge_warp(lane < blockDim.x / 32 ? shared[lane] : Moments{});
 }

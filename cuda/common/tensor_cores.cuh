@@ -4,7 +4,7 @@
 //   load_matrices(r, address)   ldmatrix.x4: four matrices of 8 rows of 16 bytes, as the fragments of `product`
 //   copy_16(to, from), commit_copies(), await_copies<N>()       cp.async, its groups, and the wait for all but N of them
 //   row_offset<GROUPS>(row, group)                              where a 16-byte group of a row lies in shared memory
-//   Group<T>, pack, relu, rounded<T>                           16 bytes of numbers, there and back
+//   Group<T>, rounded<T>        16 bytes of numbers; what the tensor core sees of one
 //
 // fragments  32 bytes of a row are 16 numbers of 16 bits or 8 of TF32, and for both ldmatrix hands each lane the
 //            registers that mma.sync wants: row lane / 4, the 4 bytes at 4 * (lane % 4), of each 8 x 16-byte matrix. So
@@ -141,22 +141,3 @@ __device__ inline float rounded<float>(float x) {
     return x;
 #endif
 }
-
-// max(x, 0), where NaN stays NaN.
-__device__ inline float relu(float x) {
-#if __CUDA_ARCH__ >= 800
-    asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(x));
-    return x;
-#else
-    return x < 0.0f ? 0.0f : x;
-#endif
-}
-
-// Two numbers that lie together.
-__device__ inline void put_pair(__half* p, float a, float b) {
-    *reinterpret_cast<__half2*>(p) = __floats2half2_rn(a, b);
-}
-__device__ inline void put_pair(__nv_bfloat16* p, float a, float b) {
-    *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(a, b);
-}
-__device__ inline void put_pair(float* p, float a, float b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }

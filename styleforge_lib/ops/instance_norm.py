@@ -1,4 +1,6 @@
-"""Instance norm, with scale, shift, residual and ReLU in the same pass: the kernels are in cuda/instance_norm.cu.
+"""Instance norm, with scale, shift, residual and ReLU in the same pass.
+
+The kernels are in cuda/instance_norm.cu (contiguous tensors) and cuda/instance_norm_nhwc.cu (channels_last).
 
 Contents
     instance_norm           the function: the kernel where it applies, else PyTorch
@@ -6,7 +8,7 @@ Contents
     planes, pixels          which launch shape of them, and its size, for NCHW and for NHWC
     pieces_to_hold          the rule for NCHW: one kernel, whose blocks keep the plane in their registers
     pieces_to_sweep         the rule for planes that are too large for it
-    pieces_of_pixels        the rule for NHWC
+    pieces_of_pixels        the rule for NHWC: one kernel, whose blocks wait for each other
     OPERATOR, FUSED         the description: of the norm alone (what the lessons build), and of all that the kernel does
 """
 
@@ -27,13 +29,18 @@ from styleforge_lib.ops.operator import Case, Cost, Operator
 EPS = 1e-5
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-THREADS = 256  # as in cuda/instance_norm.cu: of a block that holds a piece of a plane, and of an NHWC block
-PIECE_BYTES = THREADS * 16 * VECTOR_BYTES  # HELD = 16 vectors a thread, as there
-SWEEP_THREADS = 512  # of a block over a piece that is too large to be held
-FLIGHT = 4  # vectors that a thread has under way then, as there
-# How many blocks a multiprocessor holds by their registers, which the pieces are to fill once: a block more would begin
-# a second round with most multiprocessors idle.
-HELD_RESIDENT, SWEEP_RESIDENT, MEASURED_RESIDENT, APPLIED_RESIDENT = 2, 2, 2, 4
+# As in the two files of kernels:
+THREADS = 256  # of a block that holds what it reads
+RESIDENT = {16: 2, 8: 4}  # vectors that each thread holds: how many such blocks a multiprocessor has room for
+SLOT = 4  # words of a block in the exchange
+
+WHOLE_BYTES = THREADS * 16 * VECTOR_BYTES  # up to here one block holds a plane; a larger one is cut into pieces
+PIECE_BYTES = THREADS * 8 * VECTOR_BYTES  # of at most this size
+FLIGHT = 4  # vectors that a thread is to have under way
+# Where blocks go through more than they hold, the multiprocessors are to be filled once: a block more would begin a
+# second round with most of them idle, and blocks that wait for each other must run at once.
+SWEEP_THREADS, SWEEP_RESIDENT = 512, 2
+PIXELS_RESIDENT = 2
 EMULATED_MULTIPROCESSORS = 40  # a T4's
 DRAWN = ((1, 4), (1, 9), (2, 41), (2, 41))  # the range of each dimension of a drawn shape
 _KNOWN = Known()
@@ -153,10 +160,11 @@ def planes(x, eps, relu) -> Callable[..., None]:
     device, channels, planes, size = x.device, x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
     processors = multiprocessors(device)
     kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
-    threads, length, pieces = pieces_to_hold(size, x.element_size())
+    vectors, threads, length, pieces = pieces_to_hold(size, x.element_size())
     relu = int(relu)
-    if pieces <= processors * HELD_RESIDENT:
-        held, blocks, words = kernel(f"instance_norm_{dtype}"), planes * pieces, 3 * planes * pieces
+    if pieces <= processors * RESIDENT[vectors]:
+        blocks, words = planes * pieces, SLOT * planes * pieces
+        held = kernel(f"instance_norm_held{vectors}_{dtype}")
 
         def hold(x, weight, bias, residual, out, saved=None) -> None:
             slots, number = exchange(words, device) if pieces > 1 else (None, 0)
@@ -184,32 +192,31 @@ def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
     tensors = (x, out) if residual is None else (x, out, residual)
     if channels % lanes or any(tensor.data_ptr() % VECTOR_BYTES for tensor in tensors):
         lanes = 1
-    processors = multiprocessors(device)
-    kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
-    measure, apply = kernel(f"instance_norm_nhwc_statistics_{dtype}"), kernel(f"instance_norm_nhwc_apply_{dtype}")
-    tiles, long, measured = pieces_of_pixels(images, channels, size, lanes, processors * MEASURED_RESIDENT)
-    _, length, pieces = pieces_of_pixels(images, channels, size, lanes, processors * APPLIED_RESIDENT)
-    measuring, applying = images * tiles * measured, images * tiles * pieces
-    relu = int(relu)
+    most = multiprocessors(device) * PIXELS_RESIDENT
+    tiles, tile, rows, steps, pieces = pieces_of_pixels(images, channels // lanes, size, lanes, most)
+    kernel = compiled("instance_norm_nhwc", device).kernel(f"instance_norm_nhwc_{str(x.dtype).removeprefix('torch.')}")
+    blocks, words = images * tiles * pieces, 4 + (4 + 2 * pieces) * images * channels
+    numbers = (channels, size, tiles, tile, rows, steps, pieces, eps, int(relu), lanes)
 
     def launch(x, weight, bias, residual, out) -> None:
-        partial = torch.empty(images * measured * channels * 4, dtype=torch.float32, device=device)
-        measure(measuring, THREADS, (x, partial, channels, size, long, measured, lanes))
-        numbers = (channels, size, length, pieces, measured, eps, relu, lanes)
-        apply(applying, THREADS, (x, partial, weight, bias, residual, out, *numbers))
+        room = torch.empty(words, dtype=torch.float32, device=device)
+        kernel(blocks, THREADS, (x, weight, bias, residual, out, room, *numbers), cooperative=pieces > 1)
 
     return launch
 
 
-def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int]:
-    """Return (threads a block, numbers a piece, pieces a plane) for NCHW where each block keeps its piece."""
-    lanes = VECTOR_BYTES // itemsize
-    pieces = math.ceil(size * itemsize / PIECE_BYTES)
-    if pieces > 1:
-        length = _rounded_up(math.ceil(size / pieces), 32 * lanes)  # whole vectors for every warp
-        return THREADS, length, math.ceil(size / length)
-    threads = 1 << max(0, math.ceil(size / (lanes * FLIGHT)) - 1).bit_length()
-    return min(THREADS, max(32, threads)), size, 1
+def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int, int]:
+    """Return (vectors a thread, threads a block, numbers a piece, pieces a plane) for NCHW where a block holds a piece.
+
+    Eight vectors where they suffice: twice as many blocks then share a multiprocessor, and some write while others read.
+    """
+    lanes, pieces, length = VECTOR_BYTES // itemsize, 1, size
+    if size * itemsize > WHOLE_BYTES:
+        length = _rounded_up(math.ceil(size / math.ceil(size * itemsize / PIECE_BYTES)), 32 * lanes)  # for every warp
+        pieces = math.ceil(size / length)
+    threads = 1 << max(0, math.ceil(length / (lanes * FLIGHT)) - 1).bit_length()
+    vectors = 8 if length * itemsize <= THREADS * 8 * VECTOR_BYTES else 16
+    return vectors, min(THREADS, max(32, threads)), length, pieces
 
 
 def pieces_to_sweep(planes: int, size: int, itemsize: int, blocks: int) -> tuple[int, int]:
@@ -222,18 +229,17 @@ def pieces_to_sweep(planes: int, size: int, itemsize: int, blocks: int) -> tuple
     return length, math.ceil(size / length)
 
 
-def pieces_of_pixels(images: int, channels: int, size: int, lanes: int, blocks: int) -> tuple[int, int, int]:
-    """Return (tiles of channels, pixels a piece, pieces an image) for NHWC, in at most about `blocks` blocks.
+def pieces_of_pixels(images: int, units: int, size: int, lanes: int, blocks: int) -> tuple[int, int, int, int, int]:
+    """Return (tiles, tile, rows, steps, pieces) for NHWC, in at most `blocks` blocks where an image has several pieces.
 
-    A block takes up to 256 channels, whose numbers lie together, of a piece of the pixels. Two kernels, always: the
-    channels of a pixel lie too close for a block a plane to read whole sectors.
+    units: how many times `lanes` channels there are, of which a block takes `tile` (up to 256 channels); there are
+    `tiles` of these. A block has `rows` of threads, of which each takes `steps` pixels: `pieces` of them are an image.
     """
-    units = channels // lanes
     tiles = math.ceil(units / (THREADS // lanes))
-    rows = THREADS // math.ceil(units / tiles)
-    most = max(1, blocks // (images * tiles))
-    length = _rounded_up(math.ceil(size / most), rows * FLIGHT)
-    return tiles, length, math.ceil(size / length)
+    tile = math.ceil(units / tiles)
+    rows, most = THREADS // tile, max(1, blocks // (images * tiles))
+    steps = max(math.ceil(size / (most * rows)), FLIGHT if most > 1 else 1)
+    return tiles, tile, rows, steps, math.ceil(size / (rows * steps))
 
 
 def _rounded_up(number: int, step: int) -> int:

@@ -15,10 +15,11 @@
 // x, out, residual, weight, bias, relu      as in cuda/instance_norm.cu, but NHWC; channels, size: per image.
 // room       4 + (4 + 2 * pieces) * images * channels floats: whether sums must be repeated; for each channel of each
 //            image its Affine (until that is known, what distances are measured from); then the sums of its pieces.
+// tile, rows, steps      a block takes tile * lanes channels (at most 256) of rows * steps pixels.
 // lanes      how many numbers are moved at once: LANES<T> (channels a multiple of it, arrays at multiples of 16 bytes),
 //            or 1.
-// launch     one-dimensional: images * tiles * pieces blocks of THREADS; with several pieces a cooperative launch, of as
-//            many blocks as run at once. A piece has fewer than 2^31 pixels.
+// launch     (images, pieces, tiles) blocks of THREADS; with several pieces a cooperative launch, of as many blocks as
+//            run at once. A piece has fewer than 2^31 pixels.
 // moves      2s where the strips hold all, else up to 3s, mostly from the L2 cache; sums: 16 bytes a piece and channel.
 // numbers    as in cuda/instance_norm.cu. No atomics but one flag: same launch, same bits.
 #include <cooperative_groups.h>
@@ -41,23 +42,19 @@ struct Together<T, 1> {
 // A block has up to `tile` threads for channels, and rows of them for pixels.
 template <int COUNT>
 struct Place {
-    int image, images, piece;
-    int pixels;          // of the piece, but 0 for a thread without work
-    int channel, width;  // the tile's first channel, and how many it has
+    int image, piece, pieces;
+    int pixels;                 // of the piece, but 0 for a thread without work
+    int channel, width;         // the tile's first channel, and how many it has
     int tile, rows, row, unit;  // this thread: `row` of rows, `unit` of tile
 
-    __device__ Place(int channels, long long size, int tiles, int most, int rows, long long length, int pieces)
-        : rows(rows) {
-        const int outer = blockIdx.x / pieces, units = channels / COUNT;
-        piece = blockIdx.x - outer * pieces;
-        image = tiles == 1 ? outer : outer / tiles;
-        images = gridDim.x / (tiles * pieces);
-        const int begin = (outer - image * tiles) * most;
-        tile = min(most, units - begin);
-        channel = begin * COUNT;
+    __device__ Place(int channels, long long size, int most, int rows, int steps) : rows(rows) {
+        image = blockIdx.x, piece = blockIdx.y, pieces = gridDim.y;
+        tile = min(most, channels / COUNT - (int)blockIdx.z * most);
+        channel = blockIdx.z * most * COUNT;
         width = tile * COUNT;
         row = threadIdx.x / most;
         unit = threadIdx.x - row * most;
+        const long long length = (long long)rows * steps;
         pixels = row < rows && unit < tile ? min(length, size - piece * length) : 0;
     }
 };
@@ -163,29 +160,28 @@ __device__ bool close_planes(const float2* partial, Affine* affine, const T* wei
 
 template <int COUNT, typename T>
 __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* room,
-                            int channels, long long size, int tiles, int most, int rows, int steps, int pieces,
-                            float eps, bool cut, float* shared) {
-    const Place<COUNT> at(channels, size, tiles, most, rows, (long long)steps * rows, pieces);
-    const int planes = at.images * channels, own = at.image * channels + at.channel;
+                            int channels, long long size, int most, int rows, int steps, float eps, bool cut, float* shared) {
+    const Place<COUNT> at(channels, size, most, rows, steps);
+    const int pieces = at.pieces, planes = gridDim.x * channels, own = at.image * channels + at.channel;
     int* repeat = reinterpret_cast<int*>(room);
     Affine* affine = reinterpret_cast<Affine*>(room + 4);
     float2* partial = reinterpret_cast<float2*>(affine + planes);
-    const long long image = at.image * size * channels + at.channel + min(at.unit, at.tile - 1) * COUNT;
-    const long long offset = ((long long)at.piece * steps * rows + at.row) * channels;
     const long long stride = (long long)rows * channels;
+    const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     const auto barrier = [&] { pieces > 1 ? cooperative_groups::this_grid().sync() : __syncthreads(); };
-    if (pieces > 1 && blockIdx.x == 0 && threadIdx.x == 0) *repeat = 0;
+    if (pieces > 1 && (blockIdx.x | blockIdx.y | blockIdx.z | threadIdx.x) == 0) *repeat = 0;
 
     const auto pixel = [&](int step) { return at.row + rows * step; };
-    x += image;
     Strip<T, COUNT> strip;
     Affine mine[COUNT];
     float center[COUNT];
     // The steps that strips begin with: from `first`, which may be before 0, to steps - HELD, and back.
     const int first = (steps - 1) % HELD + 1 - HELD;
     int step = first, by = HELD;
-    strip.fetch(x + offset + step * stride, stride, rows, pixel(step), at.pixels);
-    near_first(x, size, channels, center);
+    const long long image = at.image * size * channels + at.channel + min(at.unit, at.tile - 1) * COUNT;
+    long long here = image + (at.piece * stride * steps + at.row * channels) + step * stride;
+    strip.fetch(x + here, stride, rows, pixel(step), at.pixels);
+    near_first(x + image, size, channels, center);
     if (at.piece == 0 && at.row == 0 && at.unit < at.tile)
         for (int k = 0; k < COUNT; k++) affine[own + at.unit * COUNT + k].mean = center[k];
 #pragma unroll 1
@@ -195,8 +191,8 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
         while (true) {
             strip.sum(rows, pixel(step), at.pixels, center, sums);
             if (step + by < first || step + by > steps - HELD) break;
-            step += by;
-            strip.fetch(x + offset + step * stride, stride, rows, pixel(step), at.pixels);
+            step += by, here += by * stride;
+            strip.fetch(x + here, stride, rows, pixel(step), at.pixels);
         }
         by = -by;
         sum_rows(sums, at, shared);
@@ -206,8 +202,8 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
         }
         barrier();
         const bool all = pieces > 1;  // the planes of the whole grid are to be closed
-        bool off = close_planes(partial, affine, weight, bias, channels, size, pieces, eps, all ? blockIdx.x : own,
-                                all ? planes : own + at.width, all ? gridDim.x : 1);
+        bool off = close_planes(partial, affine, weight, bias, channels, size, pieces, eps, all ? block : own,
+                                all ? planes : own + at.width, all ? gridDim.x * gridDim.y * gridDim.z : 1);
         if (all) {
             if (off && !again) atomicOr(repeat, 1);
             barrier();
@@ -223,35 +219,29 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
         if (!off || again) break;
     }
 
-    out += image;
-    if (residual) residual += image;
 #pragma unroll 1
     while (true) {
-        const long long from = offset + step * stride;
         if (residual)
-            cut ? strip.template write<true, true>(residual + from, out + from, stride, rows, pixel(step), at.pixels, mine)
-                : strip.template write<true, false>(residual + from, out + from, stride, rows, pixel(step), at.pixels, mine);
+            cut ? strip.template write<true, true>(residual + here, out + here, stride, rows, pixel(step), at.pixels, mine)
+                : strip.template write<true, false>(residual + here, out + here, stride, rows, pixel(step), at.pixels, mine);
         else
-            cut ? strip.template write<false, true>(residual, out + from, stride, rows, pixel(step), at.pixels, mine)
-                : strip.template write<false, false>(residual, out + from, stride, rows, pixel(step), at.pixels, mine);
+            cut ? strip.template write<false, true>(residual, out + here, stride, rows, pixel(step), at.pixels, mine)
+                : strip.template write<false, false>(residual, out + here, stride, rows, pixel(step), at.pixels, mine);
         if (step + by < first || step + by > steps - HELD) break;
-        step += by;
-        strip.fetch(x + offset + step * stride, stride, rows, pixel(step), at.pixels);
+        step += by, here += by * stride;
+        strip.fetch(x + here, stride, rows, pixel(step), at.pixels);
     }
 }
 
 // One number at a time or LANES<T>; the shared memory is here, so that both have the same.
 template <typename T>
 __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* room,
-                            int channels, long long size, int tiles, int tile, int rows, int steps, int pieces,
-                            float eps, int relu, int lanes) {
+                            int channels, long long size, int tile, int rows, int steps, float eps, int relu, int lanes) {
     __shared__ float shared[2 * THREADS * LANES<T>];
     if (lanes == 1)
-        norm_pixels<1>(x, weight, bias, residual, out, room, channels, size, tiles, tile, rows, steps, pieces, eps, relu,
-                 shared);
+        norm_pixels<1>(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, shared);
     else
-        norm_pixels<LANES<T>>(x, weight, bias, residual, out, room, channels, size, tiles, tile, rows, steps, pieces, eps, relu,
-                 shared);
+        norm_pixels<LANES<T>>(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, shared);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -260,23 +250,20 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_nhwc_float32(const float* __restrict__ x, const float* weight, const float* bias,
         const float* __restrict__ residual, float* __restrict__ out, float* room, int channels, long long size,
-        int tiles, int tile, int rows, int steps, int pieces, float eps, int relu, int lanes) {
-    norm_pixels(x, weight, bias, residual, out, room, channels, size, tiles, tile, rows, steps, pieces, eps, relu,
-        lanes);
+        int tile, int rows, int steps, float eps, int relu, int lanes) {
+    norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_nhwc_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
         const __half* __restrict__ residual, __half* __restrict__ out, float* room, int channels, long long size,
-        int tiles, int tile, int rows, int steps, int pieces, float eps, int relu, int lanes) {
-    norm_pixels(x, weight, bias, residual, out, room, channels, size, tiles, tile, rows, steps, pieces, eps, relu,
-        lanes);
+        int tile, int rows, int steps, float eps, int relu, int lanes) {
+    norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     instance_norm_nhwc_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
         const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* room, int channels, long long size,
-        int tiles, int tile, int rows, int steps, int pieces, float eps, int relu, int lanes) {
-    norm_pixels(x, weight, bias, residual, out, room, channels, size, tiles, tile, rows, steps, pieces, eps, relu,
-        lanes);
+        int tile, int rows, int steps, float eps, int relu, int lanes) {
+    norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }

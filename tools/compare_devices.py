@@ -142,13 +142,18 @@ def promises() -> Iterator[tuple[str, Plan]]:
 
 
 def instance_norm() -> Iterator[tuple[str, Plan]]:
-    """Yield the plans of cuda/instance_norm.cu: 2 images of 8 channels of 300 pixels, whole or in 3 pieces of 128."""
+    """Yield the plans of cuda/instance_norm.cu and instance_norm_nhwc.cu: 2 images of 8 channels of 300 pixels.
+
+    In 3 pieces of 128 numbers or pixels, the latter in blocks of 8 channels and 32 rows that take 4 steps.
+    """
     numbers = {
         "channels": 8,
         "size": 300,
         "length": 128,
         "pieces": 3,
-        "measured": 3,
+        "tile": 8,
+        "rows": 32,
+        "steps": 4,
         "eps": 1e-5,
         "relu": 1,
         "launch": 1,
@@ -159,15 +164,16 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
     common = {
         "sizes": (2 * 8 * 300,),
         "numbers": numbers,
-        "lengths": {"weight": 8, "bias": 8, "partial": moments, "saved": 48},
+        "lengths": {"weight": 8, "bias": 8, "partial": moments, "saved": 48, "room": 4 + (4 + 2 * 3) * 2 * 8},
         "data": {"x": normal(40, 3), "residual": magnitudes, "partial": between(1, 9)},
     }
     for dtype in ("float32", "float16", "bfloat16"):
-        exchanged = {**common, "lengths": {**common["lengths"], "slots": 48 * 3}, "start": {"slots": 0}}
-        yield f"instance_norm_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 1), **exchanged)
+        exchanged = {**common, "lengths": {**common["lengths"], "slots": 48 * 4}, "start": {"slots": 0}}
+        for vectors in (8, 16):
+            yield f"instance_norm_held{vectors}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 1), **exchanged)
         for step in ("statistics", "apply"):
             yield f"instance_norm_{step}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
-            yield f"instance_norm_nhwc_{step}_{dtype}", Plan(grid=lambda n: 6, offsets=(0, 4), **common)
+        yield f"instance_norm_nhwc_{dtype}", Plan(grid=lambda n: (2, 3), offsets=(0, 4), cooperative=True, **common)
 
 
 def hopper(rows: int, block: int = 128) -> Plan:

@@ -3,10 +3,11 @@
     python tools/tune_instance_norm.py               # a table; nothing is recorded
     python tools/tune_instance_norm.py --dry-run     # no GPU: two shapes of each kind in the emulator
 
-Contiguous: how many bytes of a plane a block holds (piece_bytes), and how many blocks sweep, of how many threads, where
-none is held. Channels_last: how many blocks a multiprocessor measures and applies with. Timed as replays of a CUDA
-graph of one call, the L2 cache flushed before each: what a call costs the host is not in it. The rule is a handful of
-constants in styleforge_lib/ops/instance_norm.py, which are set and restored.
+Contiguous: how many bytes of a plane a block holds (whole_bytes: of a plane that is not cut, piece_bytes: of one that
+is; beyond 32 KB with 16 vectors a thread, else with 8), and how many blocks sweep, of how many threads, where none is
+held. Channels_last: how many blocks a multiprocessor has. Timed as replays of a CUDA graph of one call, the L2 cache
+flushed before each: what a call costs the host is not in it. The rule is a handful of constants in
+styleforge_lib/ops/instance_norm.py, which are set and restored.
 """
 
 import argparse
@@ -25,14 +26,15 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
 
-PIECES = [{"PIECE_BYTES": kb << 10} for kb in (64, 48, 32, 24, 16, 8)]
+PIECES = [{"WHOLE_BYTES": 64 << 10, "PIECE_BYTES": kb << 10} for kb in (64, 48, 32, 24, 16, 8)]
+PIECES += [{"WHOLE_BYTES": kb << 10, "PIECE_BYTES": kb << 10} for kb in (32, 16, 8)]
 SWEEPS = [
-    {"HELD_RESIDENT": 0, "SWEEP_THREADS": threads, "SWEEP_RESIDENT": blocks}
-    for threads in (256, 512, 1024)
-    for blocks in (1, 2, 4, 8)
+    {"RESIDENT": {16: 0, 8: 0}, "SWEEP_THREADS": threads, "SWEEP_RESIDENT": blocks}
+    for threads in (512, 1024)
+    for blocks in (1, 2, 4)
     if threads * blocks <= 2048
 ]
-PIXELS = [{"MEASURED_RESIDENT": a, "APPLIED_RESIDENT": b} for a in (1, 2, 4, 8) for b in (2, 4, 8, 16)]
+PIXELS = [{"PIXELS_RESIDENT": blocks} for blocks in (1, 2)]
 
 
 @contextlib.contextmanager
@@ -86,7 +88,8 @@ def main() -> int:
                 for values in ({}, *(tried[:: len(tried) - 1] if arguments.dry_run else tried)):
                     with constants(values):
                         name = " ".join(f"{key.lower()}={value}" for key, value in values.items()) or "the rule"
-                        times[name] = time_of(lambda x=x, weight=weight, bias=bias: norm.instance_norm(x, weight, bias))
+                        run = norm.planned(x, weight, bias, None, False, norm.EPS, out)  # the function keeps its plans
+                        times[name] = time_of(lambda run=run, args=(x, weight, bias, None, out): run(*args))
                 copy = time_of(lambda out=out, x=x: out.copy_(x))
                 words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}"
                 print(f"{words}: copy {copy:.4f} ms, the rule {times.pop('the rule'):.4f} ms", flush=True)

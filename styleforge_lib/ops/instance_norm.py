@@ -195,12 +195,12 @@ def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
     most = multiprocessors(device) * PIXELS_RESIDENT
     tiles, tile, rows, steps, pieces = pieces_of_pixels(images, channels // lanes, size, lanes, most)
     kernel = compiled("instance_norm_nhwc", device).kernel(f"instance_norm_nhwc_{str(x.dtype).removeprefix('torch.')}")
-    blocks, words = images * tiles * pieces, 4 + (4 + 2 * pieces) * images * channels
-    numbers = (channels, size, tiles, tile, rows, steps, pieces, eps, int(relu), lanes)
+    grid, words = (images, pieces, tiles), 4 + (4 + 2 * pieces) * images * channels
+    numbers = (channels, size, tile, rows, steps, eps, int(relu), lanes)
 
     def launch(x, weight, bias, residual, out) -> None:
         room = torch.empty(words, dtype=torch.float32, device=device)
-        kernel(blocks, THREADS, (x, weight, bias, residual, out, room, *numbers), cooperative=pieces > 1)
+        kernel(grid, THREADS, (x, weight, bias, residual, out, room, *numbers), cooperative=pieces > 1)
 
     return launch
 

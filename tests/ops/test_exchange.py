@@ -20,8 +20,11 @@ def pretended_card(monkeypatch):
     stream = [7]
     zeros = torch.zeros
     monkeypatch.setattr(exchange, "_kept", {})
+    monkeypatch.setattr(exchange, "_spare", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream[0] is None)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0], raising=False)
+    waited = type("Stream", (), {"synchronize": lambda self: None})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waited())
     monkeypatch.setattr(torch, "zeros", lambda size, dtype, device: zeros(size, dtype=dtype))
     return stream
 
@@ -40,6 +43,15 @@ def test_a_stream_keeps_its_memory_and_counts(pretended_card, monkeypatch):
     pretended_card[0] = None  # a capture
     captured = [exchange.exchange(12, card) for _ in range(2)]
     assert captured[0][0].data_ptr() != captured[1][0].data_ptr()
+    assert [(memory.numel(), number) for memory, number in captured] == [(12, 0)] * 2
+    large, number = exchange.exchange(exchange.SPARE_WORDS, card)  # more than is left: each replay writes its zeros
+    assert (large.numel(), number) == (exchange.SPARE_WORDS, 1)
+    pretended_card[0] = 8
+    exchange.exchange(12, card)
+    assert exchange._spare[card].numel() == exchange.SPARE_WORDS - 24
+    exchange._spare[card] = exchange._spare[card][exchange.SPARE_WORDS // 2 :]
+    exchange.exchange(12, card)
+    assert exchange._spare[card].numel() == exchange.SPARE_WORDS
 
 
 def test_numbers_never_repeat_on_one_memory(pretended_card, monkeypatch):

@@ -208,7 +208,7 @@ def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
 def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int, int]:
     """Return (vectors a thread, threads a block, numbers a piece, pieces a plane) for NCHW where a block holds a piece.
 
-    Eight vectors where they suffice: twice as many blocks then share a multiprocessor, and some write while others read.
+    Eight vectors where they suffice: twice as many blocks share a multiprocessor, and some write while others read.
     """
     lanes, pieces, length = VECTOR_BYTES // itemsize, 1, size
     if size * itemsize > WHOLE_BYTES:

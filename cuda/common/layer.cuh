@@ -66,13 +66,13 @@ struct Place {
     int thread, lane, warp, image, tile;
     int y0, x0;  // the tile's first pixel
 
-    __device__ Place(const Layer& l, int tile_h, int tile_w)
+    __device__ Place(const Layer& l, int tile_h, int tile_w, int number = blockIdx.x)
         : layer(l),
           thread(threadIdx.x),
           lane(threadIdx.x % 32),
           warp(threadIdx.x / 32),
           image(blockIdx.y),
-          tile(blockIdx.x) {
+          tile(number) {
         const int across = (l.out_width + tile_w - 1) / tile_w;
         y0 = tile / across * tile_h;
         x0 = tile % across * tile_w;

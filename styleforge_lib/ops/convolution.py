@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 
 from styleforge_lib.ops import conv2d_hopper
+from styleforge_lib.ops.conv2d_cuda_cores import CudaCoreConvolution
 from styleforge_lib.ops.conv2d_hopper_pictures import HopperFromPicture, HopperToPicture
 from styleforge_lib.ops.layer import Layer, Norm, close_planes
 from styleforge_lib.ops.picture_convolution import FromPicture, ToPicture
@@ -69,7 +70,15 @@ class HopperConvolution:
             close_planes(sums, self.norm, affine_out, out, self.arch, overlap)
 
 
-KERNELS = [HopperConvolution, HopperFromPicture, HopperToPicture, FromPicture, ToPicture, TensorCoreConvolution]
+KERNELS = [
+    HopperConvolution,
+    HopperFromPicture,
+    HopperToPicture,
+    FromPicture,
+    ToPicture,
+    TensorCoreConvolution,
+    CudaCoreConvolution,
+]
 
 
 def prepare(

@@ -1,7 +1,7 @@
 // Convolution in exact float32, on the CUDA cores of any card: each layer of the network, its neighbours fused in.
 //
-//   out[n][y][x][k] = bias[k] + sum over dy, dx, c of v[n][border(y * STRIDE + dy - PAD)][border(...)][c] * W[k][c][dy][dx]
-//   v = relu(x * scale + shift) + residual,  scale and shift of the image and channel        each step if it is switched on
+//   out[n][y][x][k] = bias[k] + sum over c, dy, dx of v[n][border(y * STRIDE + dy - PAD)][...][c] * W[k][c][dy][dx]
+//   v = relu(x * scale + shift) + residual,  scale and shift of the image and channel    each step if it is switched on
 //
 // x          [images][height][width][C_IN], or with -D PICTURE_IN=type a picture, [images][3][height][width] of
 //            unsigned char, float, __half or __nv_bfloat16. residual, materialised: like x. affine [images][C_IN][2].
@@ -11,25 +11,30 @@
 //            are an upsampling and a 3x3 convolution: column = phase * C_OUT + k, and the border is clamped.
 // weight     packed: [pass][chunk][c][dy][dx][COLUMNS, up to a multiple of 4], see ops/conv2d_cuda_cores.py.
 // sums, switches       as in conv2d.cu.
-// sizes      KERNEL is odd and PAD < height, width. DEPTH divides C_IN: a multiple of 4, or 3 of a picture.
-//            COLUMNS divides C_OUT: a multiple of 8, or 3 of a picture. Arrays but pictures start at multiples of 16 bytes.
+// sizes      KERNEL is odd and PAD < height, width. DEPTH divides C_IN: a multiple of 4, or 3 of a picture. COLUMNS
+//            divides C_OUT: a multiple of 8, or 3 of a picture. All but pictures start at multiples of 16 bytes.
 // launch     grid (tiles * passes, images), 32 * WARPS_M * WARPS_N threads, SHARED_BYTES of dynamic shared memory.
-// numbers    v is rounded after each of its steps, a sum after each product (fused); the order is that of c, dy, dx. The
+// numbers    each product is added with one rounding, in the order of c, dy and dx (by its remainder mod STRIDE). The
 //            same launch gives the same bits.
+// moves      x once for each pass and half again for the halos, mostly from the L2 cache; out once.
+// computes   2 * KERNEL^2 * C_IN * C_OUT operations a pixel; upsampling 4/9 of those.
 //
 // A convolution is a matrix product: pixels x (c, dy, dx) times (c, dy, dx) x columns. Every number that is read can be
 // used more than once, at three levels, and each level is there because the one below it is too slow:
 //
-//   block     TILE_H x TILE_W pixels by COLUMNS, in shared memory: DEPTH channels at a time of the halo and of the weights.
-//             Two blocks share a multiprocessor: one multiplies while the other loads.
+//   block     TILE_H x TILE_W pixels by COLUMNS, in shared memory: DEPTH channels at a time of halo and weights. Two
+//             blocks share a multiprocessor, so that one multiplies while the other loads.
 //   warp      32 runs of THREAD_PIXELS pixels by THREAD_COLUMNS columns. All lanes want the same weights: a broadcast.
-//   thread    THREAD_PIXELS x THREAD_COLUMNS sums in registers. A run is a stretch of one row, so neighbouring taps want
-//             the same numbers: a run of 8 and the 3 taps of a row are 10 numbers and 3 x 8 weights, 34 loads of 4
-//             bytes for 192 multiply-adds, or 9 instructions that load 16 bytes.
+//   thread    THREAD_PIXELS x THREAD_COLUMNS sums in registers. A run is a stretch of one row, so neighbouring taps
+//             want the same numbers: for a run of 8 and 8 columns, the 3 taps of a row need 10 numbers and 24 weights,
+//             which 9 instructions load, for 192 multiply-adds.
 //
-// banks      The halo lies as planes, [c][y][x]: a run is contiguous, and one instruction loads four of its numbers. Lanes
-//            are neighbours in y, 8 of them at a time must hit 8 different sixteens of the 128 bytes that the banks span:
-//            so a row is an odd number of 16-byte groups. With a stride, the columns of one remainder lie side by side.
+// banks      The halo lies as planes, [c][y][x]: a run is contiguous, and one instruction loads four of its numbers.
+//            Lanes are neighbours in y. Eight of them load at a time, and must find 8 different sixteens of the 128
+//            bytes that the banks span: so a row is an odd number of 16-byte groups. With a stride, the columns of one
+//            remainder lie side by side.
+//
+// The design is implicit GEMM (Chetlur et al., cuDNN, 2014) with register tiles (Volkov and Demmel, 2008).
 #ifndef C_IN  // the file alone, as a learner or a test compiles it: something small
 #define C_IN 16
 #define C_OUT 16
@@ -71,7 +76,7 @@ constexpr bool TO_PICTURE = false;
 using S = Launch;
 
 __device__ constexpr int up(int n, int step) { return (n + step - 1) / step * step; }
-__device__ constexpr int odd_groups(int floats) { return (up(floats, 4) / 4 | 1) * 4; }  // an odd number of 16-byte groups
+__device__ constexpr int odd_groups(int floats) { return (up(floats, 4) / 4 | 1) * 4; }  // of 16 bytes
 
 constexpr int STRIDES = STRIDE, TAPS = UPSAMPLE ? 2 : KERNEL;  // of a row, and of a column
 constexpr int PHASES = UPSAMPLE ? 4 : 1, SIDE_PHASES = UPSAMPLE ? 2 : 1;
@@ -88,7 +93,8 @@ constexpr int WEIGHT_PITCH = up(S::columns, 4), WEIGHTS = DEPTH * TAPS * TAPS * 
 constexpr int STAGING = TO_PICTURE ? S::columns * S::tile_h * S::tile_w : 0;  // in the place of halo and weights
 constexpr int SHARED_BYTES = (HALO + WEIGHTS > STAGING ? HALO + WEIGHTS : STAGING) * 4;
 
-static_assert(S::tile_w % THREAD_PIXELS == 0 && S::tile_h * S::tile_w == 32 * S::warps_m * THREAD_PIXELS, "a lane, a run");
+static_assert(S::tile_w % THREAD_PIXELS == 0, "whole runs");
+static_assert(S::tile_h * S::tile_w == 32 * S::warps_m * THREAD_PIXELS, "a lane for each run");
 static_assert(THREAD_PIXELS % 4 == 0, "runs start at multiples of 16 bytes");
 static_assert(S::columns == S::warps_n * THREAD_COLUMNS && S::c_out % S::columns == 0, "a pass lies in one phase");
 static_assert(S::c_in % DEPTH == 0 && (DEPTH % 4 == 0 || FROM_PICTURE), "channels are loaded by fours");
@@ -126,10 +132,10 @@ struct Convolution {
         commit_copies();
     }
 
-    // A thread has four channels of every so many pixels. FLIGHT of them are on their way before the first is waited for.
+    // A thread has four channels of every so many pixels. FLIGHT loads are on their way before the first is waited for.
     __device__ void load_halo(int chunk, float* halo) const {
         constexpr int GROUPS = up(DEPTH, 4) / 4, AT_ONCE = S::threads / GROUPS, COUNT = HALO_H * HALO_W;
-        constexpr int FLIGHT = S::residual ? 2 : 4;  // there are no registers for more beside the sums
+        constexpr int FLIGHT = THREAD_PIXELS * THREAD_COLUMNS < 64 ? 4 : 2;  // beside the sums, registers are few
         const int channel = chunk * DEPTH + at.thread % GROUPS * 4;
         const long long image = (long long)at.image * at.layer.height * at.layer.width * S::c_in + channel;
         const float* x = static_cast<const float*>(at.layer.x) + image;
@@ -255,8 +261,8 @@ struct Convolution {
         return v;
     }
 
-    // Of each column over the warp's pixels, to its plane. Distances are taken from a number near the mean, so that their
-    // squares lose nothing where the mean is large.
+    // Of each column over the warp's pixels, to its plane. Distances are taken from a number near the mean, so that
+    // their squares lose nothing where the mean is large.
     __device__ void add_sums() const {
         int count = 0;
 #pragma unroll
@@ -285,7 +291,8 @@ struct Convolution {
 
     __device__ void write_pixels() const {
         const long long width = (long long)at.layer.out_width * SIDE_PHASES;
-        const long long y = (at.image * (long long)at.layer.out_height + at.y0 + row) * SIDE_PHASES + phase / SIDE_PHASES;
+        const long long rows = (long long)at.layer.out_height * at.image + at.y0 + row;  // and those of images before
+        const long long y = rows * SIDE_PHASES + phase / SIDE_PHASES;
         const long long x = (at.x0 + column) * SIDE_PHASES + phase % SIDE_PHASES;
         float* out = static_cast<float*>(at.layer.out) + (y * width + x) * S::c_out + channel();
 #pragma unroll
@@ -322,8 +329,8 @@ extern "C" __global__ void __launch_bounds__(S::threads, BLOCKS)
         Output* __restrict__ out, long long* sums, int height, int width, int out_height, int out_width) {
     extern __shared__ __align__(16) float halo[];
     float* weights = halo + HALO;
-    Convolution convolution({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out, sums,
-                             height, width, out_height, out_width});
+    Convolution convolution({x, reinterpret_cast<const float2*>(affine), residual, materialised, weight, bias, out,
+                             sums, height, width, out_height, out_width});
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         if (chunk > 0) __syncthreads();  // the chunk before has been read

@@ -36,12 +36,12 @@ def accelerate(net: TransformerNet, *, dtype: torch.dtype = torch.float16, tf32:
     """Return a network that computes what `net` does, for inference, through the library's kernels.
 
     dtype: what activations and weights are held in between picture and painting, float16, bfloat16 or float32; sums and
-    statistics are float32 and finer. tf32: whether products of float32 are taken in TF32, as PyTorch's convolutions
-    do unless `torch.backends.cudnn.allow_tf32` is off; left out, what that says now.
+    statistics are float32 and finer. tf32: whether products of float32 are taken in TF32, on tensor cores, or exactly,
+    on CUDA cores; left out, what `torch.backends.cudnn.allow_tf32` says now.
 
     Input (N, 3, H, W) in 0..255, floating or uint8; output (N, 3, H', W') of the input's dtype (float32 for uint8).
-    `paint(x)` gives uint8. Where no kernel applies (a CPU, gradients, torch.compile, float64, exact float32)
-    PyTorch computes the same. `report()` lists each layer and what runs it. `net` is copied, and not changed.
+    `paint(x)` gives uint8. Where no kernel applies (a CPU, gradients, torch.compile, float64) PyTorch
+    computes the same. `report()` lists each layer and what runs it. `net` is copied, and not changed.
     """
     if not isinstance(net, TransformerNet):
         raise TypeError(f"accelerate: net must be a TransformerNet, not {type(net).__name__}")

@@ -27,8 +27,8 @@ class FusedInstanceNorm2d(nn.InstanceNorm2d):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Convolutions. Inside they are channels_last, (N, H, W, C) in memory: an input of that layout is not copied, and the
-# output has it. Where no kernel applies (gradients, a CPU, other dtypes, channels that fill no fragment), PyTorch
-# computes the same.
+# output has it. float32 is multiplied in TF32 where `torch.backends.cudnn.allow_tf32` lets PyTorch do so, else exactly.
+# Where no kernel applies (gradients, a CPU, other dtypes, channels that fill no fragment), PyTorch computes the same.
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,18 @@ def test_values(name, dtype, emulated, launched):
 
 
 @each_pair
+def test_float32_without_tf32_is_exact(name, emulated, launched):
+    ours, theirs = pair(name)
+    x = torch.randn(2, 16, 6, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        got, peer = ours(x), theirs(x).double()
+        expected = copy.deepcopy(theirs).double()(x.double())
+    assert "conv2d_cuda_cores" in launched
+    error, allowed = ((y.double() - expected).abs().max().item() for y in (got, peer))
+    assert error <= 2 * allowed + expected.abs().max().item() * torch.finfo(torch.float32).eps / 2
+
+
+@each_pair
 def test_changed_weights_are_seen(name, emulated, launched):
     ours, theirs = pair(name, torch.float16)
     x = torch.randn(1, 16, 5, 6).to(DEVICE, torch.float16)

@@ -43,9 +43,16 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 CASES = ((1, 256, 256), (1, 512, 512), (1, 1024, 1024), (1, 1080, 1920), (8, 512, 512))
 TINY = ((1, 36, 40), (2, 16, 20))
-OURS = (("float16", torch.float16), ("bfloat16", torch.bfloat16), ("tf32", torch.float32))
+# numbers, dtype, and whether products of float32 are taken in TF32
+OURS = (
+    ("float16", torch.float16, True),
+    ("bfloat16", torch.bfloat16, True),
+    ("tf32", torch.float32, True),
+    ("float32", torch.float32, False),
+)
 LAYERS_AT = (1, 1024, 1024)
 NOT_CAPTURED = "compile max-autotune"
+COMPILED = (("compile", "default"), (NOT_CAPTURED, "max-autotune"))
 # Whether launches overlap, and whether the kernel behind may begin early or late (cuda/conv2d_hopper.cu).
 OVERLAPS = {"off": (False, True), "on": (True, True), "late": (True, False)}
 ROUNDS = 3  # the ways take turns, so that a card that slows down slows all of them
@@ -68,8 +75,8 @@ def candidates(x: torch.Tensor, compiled: bool, dry: bool) -> Iterator[Candidate
         found = errors(run(), reference)
         return Candidate(version=version, run=run, dtype=dtype, layout=layout, flops=flops, **found)
 
-    for numbers, dtype in OURS[: 1 if dry else None]:
-        fast = accelerate(net, dtype=dtype, tf32=True)
+    for numbers, dtype, tf32 in OURS[: 1 if dry else None]:
+        fast = accelerate(net, dtype=dtype, tf32=tf32)
         yield candidate("accelerate", lambda fast=fast: fast(x), numbers)
     fast, bytes_in = accelerate(net), x.round().to(torch.uint8)
     yield candidate("accelerate uint8", lambda: fast.paint(bytes_in), "float16")
@@ -78,16 +85,19 @@ def candidates(x: torch.Tensor, compiled: bool, dry: bool) -> Iterator[Candidate
         return
     half, x_half = load_style(STYLE, x.device).half().to(memory_format=torch.channels_last), x.half()
     x_half = x_half.to(memory_format=torch.channels_last)
-    torch.backends.cudnn.allow_tf32 = True
-    for dtype, layout, model, image in (("tf32", "nchw", net, x), ("float16", "nhwc", half, x_half)):
-        yield candidate("eager + benchmark", lambda m=model, i=image: m(i), dtype, layout)
-        if compiled:
-            for version, mode in (("compile", "default"), (NOT_CAPTURED, "max-autotune"))[
-                : 1 if dtype == "tf32" else 2
-            ]:
+    peers = (("tf32", "nchw", net, x), ("float32", "nchw", net, x), ("float16", "nhwc", half, x_half))
+    modes = {"tf32": COMPILED[:1], "float32": (), "float16": COMPILED}
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for dtype, layout, model, image in peers:
+            torch.backends.cudnn.allow_tf32 = dtype != "float32"  # holds until the next candidate is asked for
+            yield candidate("eager + benchmark", lambda m=model, i=image: m(i), dtype, layout)
+            for version, mode in modes[dtype] if compiled else ():
                 torch._dynamo.reset()
                 made = torch.compile(model, mode=mode, dynamic=False)
                 yield candidate(version, lambda m=made, i=image: m(i), dtype, layout)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -203,7 +213,7 @@ def once(one: Candidate, shape: str, operator: str = OPERATOR) -> list[Measureme
 
 def ratios(found: list[tuple[str, list[Measurement], int]]) -> None:
     """Print how many times faster ours is than each peer, in the same precision and way of timing."""
-    for dtype in ("float16", "tf32"):
+    for dtype in ("float16", "tf32", "float32"):
         ours = next((times for name, times, _ in found if name == f"accelerate {dtype}"), None)
         for name, times, _ in found if ours else ():
             if times[0].version.startswith("accelerate") or times[0].dtype != dtype:

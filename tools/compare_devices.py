@@ -61,6 +61,7 @@ ELSEWHERE = (
     "upsample_conv2d",
     "conv2d_from_picture",
     "conv2d_to_picture",
+    "conv2d_cuda_cores",
     "apply_affine",
 )
 MARGIN = 64  # elements before and behind every array

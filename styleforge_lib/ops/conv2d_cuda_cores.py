@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from styleforge_lib.ops.elementwise import compiled
 from styleforge_lib.ops.layer import PICTURE_TYPES, PLANE_ENTRIES, Layer, Norm, close_planes, fold
+from styleforge_lib.ops.tensor_core_convolution import arch_number
 from styleforge_lib.runtime.resources import limits
 
 FLOAT_BYTES = 4
@@ -51,8 +52,7 @@ class Tiling:
 class CudaCoreConvolution:
     """A layer of float32 with its weights packed: see TensorCoreConvolution.
 
-    Products and sums are float32. A layer of "tf32" is taken, too, and is then more exact than it asks for: that is how
-    a card without TF32, or channels that fill no fragment, are served.
+    Products and sums are float32. On a card without TF32 that is what becomes of a layer of "tf32", too.
     """
 
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
@@ -68,7 +68,7 @@ class CudaCoreConvolution:
 
     @staticmethod
     def takes(layer: Layer, arch: str) -> bool:
-        """Whether the layer is of float32, its channels come in fours and eights (or are a picture's), and it fits."""
+        """Whether it is float32, channels come in by fours and go out by eights (or are a picture's), and it fits."""
         return tiling_of(layer, arch) is not None
 
     def __call__(self, x, out, *, affine=None, residual=None, materialised=None, sums=None, affine_out=None) -> None:
@@ -89,15 +89,16 @@ def tiling_of(layer: Layer, arch: str) -> Tiling | None:
     It is the first of which two blocks fit a multiprocessor: one multiplies while the other loads. Else the first of
     which one fits.
     """
-    if layer.dtype is not torch.float32 or layer.kernel % 2 == 0:
+    exact = layer.numbers == "float32" or (layer.numbers == "tf32" and arch_number(arch) < 80)
+    if not exact or layer.kernel % 2 == 0:
         return None
     if layer.picture_in and (layer.c_in != 3 or layer.affine or layer.relu_in or layer.residual or layer.materialise):
         return None
     if layer.picture_out and (layer.picture_in or layer.c_out != 3 or layer.statistics or layer.stride > 1):
         return None
-    if (layer.upsample and (layer.kernel, layer.stride) != (3, 1)) or (layer.statistics and layer.c_out > PLANE_ENTRIES):
+    if layer.upsample and (layer.kernel, layer.stride) != (3, 1):
         return None
-    if layer.materialise and layer.stride > 1:
+    if (layer.statistics and layer.c_out > PLANE_ENTRIES) or (layer.materialise and layer.stride > 1):
         return None
     card, tilings = limits(arch), list(_tilings(layer))
     for room in (card.shared // 2 - card.reserved, card.shared_per_block):

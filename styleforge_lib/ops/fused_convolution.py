@@ -18,21 +18,19 @@ from styleforge_lib.ops.convolution import architecture, kernel_for, prepare
 from styleforge_lib.ops.elementwise import MAX_BLOCKS, THREADS, compiled, emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import VECTOR_BYTES, Layer, Norm, plane_sums
 
-NUMBERS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "tf32"}
+NUMBERS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _PACKED = WeakTensorKeyDictionary()  # weight -> {layer and versions: kernel}
 
 
 def fused_layer(x: torch.Tensor, conv: nn.Conv2d, *norms: nn.InstanceNorm2d, **fused: bool) -> Layer | None:
     """Return the layer, or None: gradients, other dtypes, devices, kinds of convolution or norm, too small a picture.
 
-    float32 is computed in TF32, and so only where PyTorch's own convolutions may.
+    float32 is multiplied in TF32 where PyTorch's own convolutions may be, else exactly.
     """
     parameters = [p for module in (conv, *norms) for p in module.parameters()]
     if not isinstance(x, torch.Tensor) or x.dim() != 4 or not x.numel() or is_watched(x, *parameters):
         return None
     if not (x.is_cuda or (x.device.type == "cpu" and emulator_asked_for())) or x.dtype not in NUMBERS:
-        return None
-    if x.dtype is torch.float32 and not torch.backends.cudnn.allow_tf32:
         return None
     if any(p.dtype is not x.dtype or p.device != x.device for p in parameters):
         return None
@@ -43,9 +41,8 @@ def fused_layer(x: torch.Tensor, conv: nn.Conv2d, *norms: nn.InstanceNorm2d, **f
     if not plain or not square or any(norm.track_running_stats for norm in norms):
         return None
     size, stride = conv.kernel_size[0], conv.stride[0]
-    layer = Layer(
-        c_in=conv.in_channels, c_out=conv.out_channels, kernel=size, stride=stride, numbers=NUMBERS[x.dtype], **fused
-    )
+    numbers = "tf32" if x.dtype is torch.float32 and torch.backends.cudnn.allow_tf32 else NUMBERS[x.dtype]
+    layer = Layer(c_in=conv.in_channels, c_out=conv.out_channels, kernel=size, stride=stride, numbers=numbers, **fused)
     try:
         layer.out_size(*x.shape[2:])
         kernel_for(layer, architecture(x.device))

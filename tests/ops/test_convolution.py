@@ -182,7 +182,7 @@ def launched(layer, values):
     return out.cpu(), made.cpu()
 
 
-@pytest.mark.parametrize(("numbers", "size"), [("float16", 1.0), ("tf32", 1 / 8)])
+@pytest.mark.parametrize(("numbers", "size"), [("float16", 1.0), ("tf32", 1 / 8), ("float32", 1 / 8)])
 @pytest.mark.parametrize("upsample", [False, True])
 def test_a_mean_of_4000_leaves_the_variance_right(upsample, numbers, size):
     """The moments are those of the numbers that are written, and only distances from a mean are squared."""
@@ -200,19 +200,21 @@ def test_a_mean_of_4000_leaves_the_variance_right(upsample, numbers, size):
     assert off.abs().max() < (4000 / deviation).max() * torch.finfo(torch.float32).eps  # shift is one float32
 
 
-def test_constant_planes_have_no_variance():
-    layer = Layer(c_in=16, c_out=16, statistics=True)
-    x = torch.full((1, 9, 11, 16), 3.0).half()
+@pytest.mark.parametrize("numbers", ["float16", "float32"])
+def test_constant_planes_have_no_variance(numbers):
+    layer = Layer(c_in=16, c_out=16, statistics=True, numbers=numbers)
+    x = torch.full((1, 9, 11, 16), 3.0, dtype=layer.dtype)
     weight = torch.ones(16, 16, 3, 3)
     out, merged = launched(layer, (x, weight, None, None, None))
     assert (out == 432).all()
     torch.testing.assert_close(merged[0, :, 0], torch.full((16,), 1e-5**-0.5))
 
 
+@pytest.mark.parametrize("numbers", ["float16", "float32"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_spoils_its_own_image_alone(value):
-    layer = Layer(c_in=16, c_out=16, statistics=True, affine=True, relu_in=True)
-    values = values_of(layer, (2, 9, 12, 16)[:3], torch.Generator().manual_seed(1), torch.float16)
+def test_what_is_not_finite_spoils_its_own_image_alone(value, numbers):
+    layer = Layer(c_in=16, c_out=16, statistics=True, affine=True, relu_in=True, numbers=numbers)
+    values = values_of(layer, (2, 9, 12), torch.Generator().manual_seed(1), layer.dtype)
     values[0][1, 4, 6, 3] = value
     values[3][:, 3] = torch.tensor([1.0, 0.0])
     out, merged = launched(layer, values)

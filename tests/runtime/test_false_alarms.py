@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "ops"))
 
 import compare_devices
+import test_conv2d_cuda_cores
 import test_conv2d_hopper
 import test_convolution
 from compare_devices import Buffers, plan_of, sources
@@ -96,9 +97,15 @@ def findings_of(call):
     return [sentence for sentences in found for sentence in sentences], len(found)
 
 
-@pytest.mark.parametrize("name", test_convolution.LAYERS)
+CONVOLUTIONS = test_convolution.LAYERS | {
+    f"{name}, exact": test_conv2d_cuda_cores.NARROW[name]
+    for name in ("a half", "first of a block", "upsampling", "conv1 of uint8, 3x3, ReLU", "deconv3 to float16, 3x3")
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_no_false_alarm_of_a_convolution(name):
-    layer = test_convolution.LAYERS[name]
+    layer = CONVOLUTIONS[name]
     operator = test_convolution.operator_of(layer, [(1, 6, 7)])
     values = operator.cases[0].make(torch.Generator().manual_seed(1), layer.dtype)
     outputs = [torch.full(out.shape, torch.nan, dtype=out.dtype) for out in operator.pytorch(*values)]

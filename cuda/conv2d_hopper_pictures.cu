@@ -7,16 +7,22 @@
 //            is clamped and rounded to the nearest, NaN becomes 0). Both sides at least 5: reflection padding 4.
 // x, out     NHWC, TYPE. affine [images][32][2]: scale and shift of x, or null (no norm, no ReLU). sums: as
 //            common/plane_sums.cuh says, or null
-// weights    [input row 10][row of D 64][group 4][8 numbers], group g of a row at g ^ (row >> 1 & 3)
-// launch     grid (blocks, images): each block takes tiles blockIdx.x, blockIdx.x + gridDim.x, ...; block 256,
-//            SHARED_BYTES of dynamic shared memory
+// weights    [tile 17][column of D 32][group 4][8 numbers], group g of a column at g ^ (column >> 1 & 3); tile m is the
+//            kernel's row -m modulo 9
+// launch     grid (blocks, images), block 256, SHARED_BYTES_FROM or SHARED_BYTES_TO of dynamic shared memory
 //
-// product    Three channels fill nothing that a tensor core has. Two things do: (1) 9 columns of the kernel times 3
-//            channels are 27 of 32. From a picture they are k: each pixel's row in shared memory holds the 27 numbers of
-//            its window's row. To a picture they are rows of D: P[dx, channel][pixel] for all columns of the halo, and
-//            out[x] is the sum of P[dx][x + dx], in the epilogue. (2) Two rows of the picture are made at once: they
-//            share nine of ten input rows, and fill the 64 rows of D. So D[2 x 32][64 pixels] takes 10 input rows x 32.
-// The idea of (1) stands in the design of many first-layer kernels; cuDNN's is not known to us.
+// product    Three channels fill nothing that a tensor core has, but 9 columns of the kernel times 3 channels are 27 of
+//            32. From a picture they are k: a pixel's 32 numbers are the window that begins at it. To a picture they are
+//            columns of D: P[pixel][dx, channel], and out[x] is the sum of P[x + dx][dx], in the epilogue.
+// rolling    A warpgroup walks down a strip of 64 columns. Each input row is loaded once, straight into the registers of
+//            which wgmma takes A, and is multiplied with all nine rows of the kernel: D[64 pixels][9 x 32], nine output
+//            rows under way at a time, 144 registers. One of them is complete after each step, and its registers, a
+//            slot, begin the next. So slot s meets the kernel's row (step - s) modulo 9, another one each time: the
+//            weights lie in a circle, and a step is another start in it. The loop is unrolled nine times, because
+//            registers have no index.
+// overlap    While the tensor cores work on a row, the threads bring the next one and finish the one before. Two
+//            warpgroups, which share nothing but the weights, fill each other's gaps.
+// The idea of 27 stands in the design of many first-layer kernels; cuDNN's is not known to us.
 #include "common/hopper.cuh"
 #include "common/packed.cuh"
 #include "common/pictures.cuh"
@@ -28,253 +34,355 @@
 #ifndef PICTURE
 #define PICTURE float
 #endif
-constexpr int THREADS = 256, KERNEL = 9, PAD = 4, CHANNELS = 32, INPUT_ROWS = KERNEL + 1, USED = 3 * KERNEL;
-constexpr int TILE_H = 8, COLUMNS = 64, TILE_W = COLUMNS - KERNEL + 1;  // TILE_W: of the picture that is written
-constexpr int HALO_H = TILE_H + KERNEL - 1, ROW = 64, LINE = COLUMNS * ROW;  // bytes of a pixel, of a row of pixels
-constexpr int HALO_BYTES = HALO_H * LINE, WEIGHT_BYTES = INPUT_ROWS * 64 * ROW;
-constexpr int SHARED_BYTES = HALO_BYTES + WEIGHT_BYTES + 1024;
-constexpr int FLIGHT = 4;  // 16-byte loads that a thread has under way
+constexpr int THREADS = 256, GROUPS = THREADS / 128, KERNEL = 9, PAD = 4, CHANNELS = 32;
+constexpr int COLUMNS = 64, TILE_W = COLUMNS - KERNEL + 1;  // of a strip; TILE_W: of the picture that is written
+constexpr int ROW = 64, TILE = 32 * ROW, WEIGHT_BYTES = (2 * KERNEL - 1) * TILE;  // bytes of a column of weights, of 32
+constexpr int SLOTS = 3;   // of 32 columns, in one wgmma
+constexpr int FLIGHT = 3;  // rows that are on their way to a thread; divides KERNEL
 
-__device__ int reflected(int i, int size) {  // twice: far outside only for tiles that hang over the edge
+__device__ int reflected(int i, int size) {  // twice: far outside only for what nobody keeps
     i = i < 0 ? -i : i;
     i = i >= size ? 2 * size - 2 - i : i;
     return max(i, 0);
 }
 
-// The 16-byte group of a pixel in a row of pixels, all of shared memory that wgmma reads.
-__device__ unsigned place(int pixel, int group) { return pixel * ROW + ((group ^ (pixel >> 1 & 3)) << 4); }
+// A warpgroup of the grid, and its share of the rows of all strips.
+struct Worker {
+    int group, warp, pixel, quad, from, to;  // pixel: of the strip, and 8 more; quad: the lane's number among four
 
-__device__ void store_group(unsigned to, uint4 v) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    __device__ explicit Worker(int rows)
+        : group(__shfl_sync(~0u, threadIdx.x / 128, 0)), warp(threadIdx.x / 32 % 4), pixel(warp * 16 + threadIdx.x % 32 / 4), quad(threadIdx.x % 4) {
+        const long long mine = blockIdx.x * GROUPS + group, workers = gridDim.x * GROUPS;
+        from = static_cast<int>(rows * mine / workers), to = static_cast<int>(rows * (mine + 1) / workers);
+    }
+    __device__ void wait() const { warpgroup_barrier(1 + group); }
+};
+
+__device__ unsigned fetch_weights(unsigned char* raw, unsigned long long* barrier, const unsigned char* from) {
+    const unsigned weights = (shared_address(raw) + 1023) & ~1023u, full = shared_address(barrier);
+    if (threadIdx.x == 0) {
+        barrier_init(full, 1);
+        barrier_init_done();
+        barrier_expect(full, WEIGHT_BYTES);
+        bulk_copy(weights, from, WEIGHT_BYTES, full);
+    }
+    __syncthreads();
+    return weights;
 }
 
-// What both kernels do: weights once, and the products of four pairs of rows, two for each warpgroup.
-struct Block {
-    unsigned halo, weights, full;
-    int group, warp, lane;
+// a = b & mask, here: not where the compiler would have it, while wgmma reads a.
+__device__ void turn(unsigned (&a)[8], const unsigned (&b)[8], unsigned mask = ~0u) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) asm volatile("and.b32 %0, %1, %2;" : "=r"(a[i]) : "r"(b[i]), "r"(mask));
+}
 
-    __device__ Block(unsigned char* raw, unsigned long long* barrier, const unsigned char* from)
-        : halo((shared_address(raw) + 1023) & ~1023u),
-          weights(halo + HALO_BYTES),
-          full(shared_address(barrier)),
-          group(threadIdx.x / 128),
-          warp(threadIdx.x / 32 % 4),
-          lane(threadIdx.x % 32) {
-        if (threadIdx.x == 0) {
-            barrier_init(full, 1);
-            barrier_init_done();
-            barrier_expect(full, WEIGHT_BYTES);
-            bulk_copy(weights, from, WEIGHT_BYTES, full);
-        }
-        __syncthreads();
+// The nine output rows that are under way.
+struct Rows {
+    float d[KERNEL / SLOTS][SLOTS * 16];
+    unsigned long long weights;
+
+    __device__ explicit Rows(unsigned address) : weights(tile_address<ROW>(address, 8 * ROW)) {
+#pragma unroll
+        for (int slot = 0; slot < KERNEL; slot++) clear(slot);
     }
 
-    // d[p]: rows 2 * (2 * group + p) and the next of the tile. The halo is there, and free again when all have returned.
-    __device__ void multiply(float (&d)[2][32]) const {
-        barrier_wait(full, 0);
-        for (int p = 0; p < 2; p++)
-            for (int i = 0; i < 32; i++) d[p][i] = 0.0f;
+    // a: words of a pixel, and of the eighth after it.
+    __device__ void multiply(const unsigned (&a)[8], int phase) {
+        const unsigned long long start = weights + (KERNEL - phase) % KERNEL * (TILE >> 4);
         wgmma_fence();
 #pragma unroll
-        for (int j = 0; j < INPUT_ROWS; j++)
+        for (int k = 0; k < 2; k++)
 #pragma unroll
-            for (int p = 0; p < 2; p++)
-#pragma unroll
-                for (int k = 0; k < 2; k++)
-                    Wgmma<TYPE>::m64n64k16(d[p], tile_address<ROW>(weights + j * 64 * ROW, 8 * ROW) + 2 * k,
-                                           tile_address<ROW>(halo + (4 * group + 2 * p + j) * LINE, 8 * ROW) + 2 * k);
+            for (int i = 0; i < KERNEL / SLOTS; i++)
+                Wgmma<TYPE>::m64n96k16(d[i], a[2 * k], a[4 + 2 * k], a[2 * k + 1], a[5 + 2 * k],
+                                       start + i * SLOTS * (TILE >> 4) + 2 * k);
         wgmma_commit();
-        wgmma_wait<0>();
-        __syncthreads();
+    }
+
+    __device__ float& at(int slot, int i) { return d[slot / SLOTS][slot % SLOTS * 16 + i]; }
+    __device__ void clear(int slot) {  // here, and not where the compiler would have it: behind the fence
+#pragma unroll
+        for (int i = 0; i < 16; i++) asm volatile("mov.f32 %0, 0f00000000;" : "=f"(at(slot, i)));
     }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // From a picture
 
-constexpr int SPAN = COLUMNS + KERNEL - 1;         // pixels that a row of the tile's windows needs
-constexpr int WORDS = (3 * (COLUMNS - 1) + 32) / 2 + 1;  // 16-bit numbers of such a row, in words, and up to 32 of the last
+// k = 8 * quad + i: quad 0 to 2 is the channel and i the kernel's column; of quad 3, i = 0, 2, 4 are the ninth column of
+// the channels. So a thread reads words of two neighbouring pixels, which begin at even pixels in one copy of a row, at
+// odd ones in the other.
+constexpr int SPAN = COLUMNS + KERNEL - 1, PAIRS = SPAN / 2;  // pixels, and words, that a row of windows needs
+constexpr int PLANE = 40, COPY = 4 * PLANE + 3;  // words: a quad's 4 pixels of each parity fall into 8 banks of their own
+constexpr int SHARED_BYTES_FROM = WEIGHT_BYTES + 1024;
+using Copies = unsigned[2][COPY];  // planes of three channels, and one of zeros
 
-struct Windows {
-    unsigned numbers[HALO_H][WORDS];  // colour by colour of pixel after pixel
+// What a thread brings of each row: two neighbouring pixels of one channel.
+struct Brought {
+    const PICTURE *left, *right;
+    PICTURE held[FLIGHT][2];
+    int channel, pair, y0, height, width;
 
-    __device__ void load(const PICTURE* picture, int y0, int x0, int height, int width) {
-        const long long plane = static_cast<long long>(height) * width;
-        TYPE* const first = reinterpret_cast<TYPE*>(numbers);
-        for (int i = threadIdx.x; i < HALO_H * SPAN; i += THREADS) {
-            const int y = i / SPAN, x = i % SPAN;
-            const PICTURE* from = picture + static_cast<long long>(reflected(y0 - PAD + y, height)) * width +
-                                  reflected(x0 - PAD + x, width);
-            for (int c = 0; c < 3; c++) first[y * 2 * WORDS + 3 * x + c] = to<TYPE>(number_of(from[c * plane]));
-        }
-        for (int i = threadIdx.x; i < HALO_H * 2 * WORDS; i += THREADS)  // multiplied by zero, and so numbers
-            if (i % (2 * WORDS) >= 3 * SPAN) first[i] = to<TYPE>(0.0f);
+    __device__ Brought(const PICTURE* picture, int y0, int x0, int height, int width)
+        : channel(threadIdx.x % 128 / PAIRS), pair(threadIdx.x % 128 % PAIRS), y0(y0 - PAD), height(height), width(width) {
+        const PICTURE* plane = picture + static_cast<long long>(channel) * height * width;
+        left = plane + reflected(x0 - PAD + 2 * pair, width);
+        right = plane + reflected(x0 - PAD + 2 * pair + 1, width);
+        for (int i = 0; i < FLIGHT; i++) load(i, i);
     }
-
-    // Pixel x's row: numbers 3x to 3x + 31, which begin in the middle of a word where x is odd.
-    __device__ void spread(unsigned halo) const {
-        const int group = threadIdx.x % 4, x = threadIdx.x / 4, start = (3 * x + 8 * group) / 2;
-        for (int y = 0; y < HALO_H; y++) {
-            const unsigned* from = numbers[y] + start;
-            uint4 v = {from[0], from[1], from[2], from[3]};
-            if (x % 2)
-                v = {__funnelshift_r(v.x, v.y, 16), __funnelshift_r(v.y, v.z, 16), __funnelshift_r(v.z, v.w, 16),
-                     __funnelshift_r(v.w, from[4], 16)};
-            store_group(halo + y * LINE + place(x, group), v);
-        }
-        fence_async();
+    __device__ void load(int slot, int row) {
+        if (channel >= 3) return;
+        const long long at = static_cast<long long>(reflected(y0 + row, height)) * width;
+        held[slot][0] = left[at], held[slot][1] = right[at];
+    }
+    __device__ void store(int slot, Copies& to) const {
+        if (channel >= 3) return;
+        const unsigned word = Packed<TYPE>::word(number_of(held[slot][0]), number_of(held[slot][1]));
+        unsigned short* const odd = reinterpret_cast<unsigned short*>(to[1] + channel * PLANE + pair);
+        to[0][channel * PLANE + pair] = word;
+        odd[1] = static_cast<unsigned short>(word);
+        odd[2] = static_cast<unsigned short>(word >> 16);
     }
 };
 
-// The sums of a row of D over the tile's columns: four lanes have 16 pixels each, and all get the result.
-__device__ double2 row_sums(const float (&d)[32], int first, int width) {
-    const int x = threadIdx.x % 4 * 2;
-    const float pivot = __shfl_sync(~0u, d[first], threadIdx.x & 28);  // of the first pixel, which is inside
-    float rest = 0.0f, m2 = 0.0f;
+__device__ void read_windows(unsigned (&a)[8], const Copies& from, int pixel, int quad) {
+    const unsigned* first = from[pixel % 2] + (pixel + 1) / 2 + (quad < 3 ? quad * PLANE : KERNEL / 2);
+    const int step = quad < 3 ? 1 : PLANE;
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-        for (int e = 0; e < 2; e++) {
-            const float distance = 8 * i + x + e < width ? d[4 * i + first + e] - pivot : 0.0f;
-            rest += distance;
-            m2 = fmaf(distance, distance, m2);
-        }
-    for (int lanes = 1; lanes < 4; lanes *= 2) {
-        rest += __shfl_xor_sync(~0u, rest, lanes);
-        m2 += __shfl_xor_sync(~0u, m2, lanes);
-    }
-    return tile_sums(min(width, COLUMNS), pivot, rest, m2);
+    for (int i = 0; i < 4; i++) a[i] = first[i * step], a[4 + i] = first[i * step + 4];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+// The sums of a thread's eight channels over the rows of its two columns, around their first number.
+struct Moments {
+    static constexpr int ENOUGH = 64;  // rows whose float32 sums are closed
+    float pivot[8], rest[8], m2[8];
+    int rows;
+
+    __device__ void begin(const unsigned (&words)[8]) {
+        rows = 0;
+        for (int i = 0; i < 8; i++) {
+            const float2 pair = Packed<TYPE>::floats(words[i / 2]);
+            pivot[i] = i % 2 ? pair.y : pair.x, rest[i] = m2[i] = 0.0f;
+        }
+    }
+    __device__ void add(const unsigned* words) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float2 pair = Packed<TYPE>::floats(words[i / 2]);
+            const float distance = (i % 2 ? pair.y : pair.x) - pivot[i];
+            rest[i] += distance;
+            m2[i] = fmaf(distance, distance, m2[i]);
+        }
+    }
+    // Adds the warp's sums to its totals, of channels 8 * quad to 8 * quad + 7.
+    __device__ void close(double2* totals, int columns) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            double2 sum = columns ? tile_sums(rows * columns, pivot[i], rest[i], m2[i]) : double2{};
+            for (int lanes = 4; lanes < 32; lanes *= 2) {
+                sum.x += __shfl_xor_sync(~0u, sum.x, lanes);
+                sum.y += __shfl_xor_sync(~0u, sum.y, lanes);
+            }
+            if (threadIdx.x % 32 < 4) totals[i] = {totals[i].x + sum.x, totals[i].y + sum.y};
+        }
+        rows = 0;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     conv2d_hopper_from_picture(const PICTURE* __restrict__ x, const unsigned char* __restrict__ weights,
         TYPE* __restrict__ out, long long* sums, int height, int width) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full;
-    __shared__ Windows windows;
-    const Block at(raw, &full, weights);
-    const int across = (width + COLUMNS - 1) / COLUMNS, tiles = (height + TILE_H - 1) / TILE_H * across;
-    const long long plane = static_cast<long long>(height) * width;
-    uint4* const target = reinterpret_cast<uint4*>(out) + blockIdx.y * plane * 4;
-    // In the halo's place: the tile's pixels, and beside them the sums of the rows of D.
-    double2* const rows_done = reinterpret_cast<double2*>(raw + (at.halo - shared_address(raw)) + TILE_H * LINE);
-    double2 total = {};  // of channel threadIdx.x, over this block's tiles in their order
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const int y0 = tile / across * TILE_H, x0 = tile % across * COLUMNS;
-        windows.load(x + blockIdx.y * 3 * plane, y0, x0, height, width);
-        __syncthreads();
-        windows.spread(at.halo);
-        __syncthreads();
-        float d[2][32];
-        at.multiply(d);
-        const int matrix = at.lane / 8, line = at.lane % 8;
+    __shared__ Copies copies[GROUPS][2];
+    __shared__ double2 totals[THREADS / 32][CHANNELS];
+    const Worker at((width + COLUMNS - 1) / COLUMNS * height);
+    for (int i = threadIdx.x; i < sizeof(copies) / 4; i += THREADS) (&copies[0][0][0][0])[i] = 0;
+    totals[threadIdx.x / 32][threadIdx.x % 32] = {};
+    Rows rows(fetch_weights(raw, &full, weights));
+    double2* const total = &totals[threadIdx.x / 32][8 * at.quad];
+    Moments moments;
+    const unsigned kept = at.quad < 3 ? ~0u : 0xffffu;  // a NaN beyond the window, times zero, would be one
+    for (int unit = at.from, count; unit < at.to; unit += count) {
+        const int x0 = unit / height * COLUMNS, y0 = unit % height, column = x0 + at.pixel;
+        count = min(height - y0, at.to - unit);
+        const int steps = count + KERNEL - 1, columns = (column < width) + (column + 8 < width);
+        uint4* target = reinterpret_cast<uint4*>(out) + ((static_cast<long long>(blockIdx.y) * height + y0) * width + column) * 4 + at.quad;
+        unsigned a[8], done[8];
+        moments.rows = 0;
+        // Writes the row that is complete and counts it.
+        const auto emit = [&]() {
+            if (columns > 0) target[0] = {done[0], done[1], done[2], done[3]};
+            if (columns > 1) target[32] = {done[4], done[5], done[6], done[7]};
+            if (sums && columns > 0) moments.add(done);
+            if (sums && columns > 1) moments.add(done + 4);
+            target += static_cast<long long>(width) * 4, moments.rows++;
+        };
+        const auto prepare = [&]() {
+            if (moments.rows >= Moments::ENOUGH) moments.close(total, columns);
+            if (moments.rows == 0) moments.begin(done);
+        };
+
+        Brought brought(x + static_cast<long long>(blockIdx.y) * 3 * height * width, y0, x0, height, width);
+        at.wait();  // the strip before has been read
+        brought.store(0, copies[at.group][0]);
+        brought.load(0, FLIGHT);
+        at.wait();
+        unsigned first[8];
+        read_windows(first, copies[at.group][0], at.pixel, at.quad);
+        turn(a, first, kept);
+        rows.clear(0);
+        barrier_wait(shared_address(&full), 0);
+        for (int round = 0; round < steps; round += KERNEL) {
+            if (sums && round) prepare();
 #pragma unroll
-        for (int p = 0; p < 2; p++) {
-            const int y = 4 * at.group + 2 * p + at.warp / 2, row = at.warp * 16 + at.lane / 4;  // row of D
-            if (sums) {
-                round_to<TYPE>(d[p]);  // the statistics are those of what is written
-                double2 one = {}, other = {};
-                if (y0 + y < height) one = row_sums(d[p], 0, width - x0), other = row_sums(d[p], 2, width - x0);
-                double2* const done = rows_done + (2 * at.group + p) * 64 + row;
-                if (at.lane % 4 == 0) done[0] = one, done[8] = other;
-            }
+            for (int phase = 0; phase < KERNEL; phase++) {
+                const int step = round + phase, slot = (phase + 1) % FLIGHT, complete = (phase + 1) % KERNEL;
+                if (step >= steps) break;
+                rows.multiply(a, phase);
+                Copies& next = copies[at.group][(step + 1) % 2];
+                brought.store(slot, next);
+                brought.load(slot, step + 1 + FLIGHT);
+                if (round) emit();  // of the step before
+                at.wait();
+                unsigned b[8];
+                read_windows(b, next, at.pixel, at.quad);
+                wgmma_wait<0>();
 #pragma unroll
-            for (int i = 0; i < 8; i += 2) {
-                const int pixel = (i + matrix / 2) * 8 + line, g = at.warp % 2 * 2 + matrix % 2;
-                asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                                 at.halo + y * LINE + place(pixel, g)),
-                             "r"(Packed<TYPE>::word(d[p][4 * i], d[p][4 * i + 1])),
-                             "r"(Packed<TYPE>::word(d[p][4 * i + 2], d[p][4 * i + 3])),
-                             "r"(Packed<TYPE>::word(d[p][4 * i + 4], d[p][4 * i + 5])),
-                             "r"(Packed<TYPE>::word(d[p][4 * i + 6], d[p][4 * i + 7]))
-                             : "memory");
+                for (int i = 0; i < 8; i++) {
+                    const int from = i % 4 * 4 + i / 4 * 2;
+                    done[i] = Packed<TYPE>::word(rows.at(complete, from), rows.at(complete, from + 1));
+                }
+                turn(a, b, kept);
+                rows.clear(complete);
             }
         }
-        __syncthreads();
-        if (sums && threadIdx.x < CHANNELS)
-            for (int r = threadIdx.x; r < 4 * 64; r += CHANNELS) total = {total.x + rows_done[r].x, total.y + rows_done[r].y};
-        const int g = threadIdx.x % 4, pixel = threadIdx.x / 4;
-#pragma unroll
-        for (int y = 0; y < TILE_H; y++) {
-            uint4 v;
-            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                         : "r"(at.halo + y * LINE + place(pixel, g))
-                         : "memory");
-            if (y0 + y < height && x0 + pixel < width) target[(static_cast<long long>(y0 + y) * width + x0 + pixel) * 4 + g] = v;
-        }
-        __syncthreads();
+        if (sums) prepare();
+        emit();
+        if (sums) moments.close(total, columns);
     }
-    if (sums && threadIdx.x < CHANNELS && blockIdx.x < tiles)
-        add_to_plane(sums + static_cast<long long>(blockIdx.y) * PLANE_WORDS, CHANNELS, threadIdx.x, blockIdx.x, total);
+    __syncthreads();
+    if (sums && threadIdx.x < CHANNELS) {
+        double2 all = {};
+        for (int warp = 0; warp < THREADS / 32; warp++)
+            all = {all.x + totals[warp][threadIdx.x].x, all.y + totals[warp][threadIdx.x].y};
+        add_to_plane(sums + static_cast<long long>(blockIdx.y) * PLANE_WORDS, CHANNELS, threadIdx.x, blockIdx.x, all);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // To a picture
 
-constexpr int PITCH = 72;  // floats of a row of P: 8 rows of 4 pairs fall into different banks
-static_assert(4 * 2 * USED * PITCH * 4 <= HALO_BYTES, "P takes the halo's place");
+// Column 8 * i + 2 * quad + e of D: quad 0 to 2 is the channel and j = 2 * i + e the kernel's column; of quad 3, j = 0, 1, 2
+// are the channels of the ninth. P lies as [channel][dx][x + MARGIN], x = pixel - dx: what is added stands in one column.
+constexpr int MARGIN = 8, PITCH = COLUMNS + MARGIN, SUMS = 3 * KERNEL * PITCH;  // numbers; x is at least -8
+constexpr int QUADS = TILE_W / 4;  // of a row's outputs, in one channel
+constexpr int SHARED_BYTES_TO = WEIGHT_BYTES + GROUPS * 2 * SUMS * 4 + 1024;
 
-__device__ void load_halo(const uint4* x, const float4* affine, unsigned halo, int y0, int x0, int height, int width) {
-    const int group = threadIdx.x % 4, column = threadIdx.x / 4;
-    x += (static_cast<long long>(blockIdx.y) * height * width + reflected(x0 - PAD + column, width)) * 4 + group;
-    float4 mine[4];  // scale and shift of this thread's eight channels
-    if (affine)
-        for (int k = 0; k < 4; k++) mine[k] = __ldg(affine + (blockIdx.y * 4 + group) * 4 + k);
-    const auto normalised = [&](unsigned word, int k) {
-        const float2 v = Packed<TYPE>::floats(word);
-        return Packed<TYPE>::relu_word(fmaf(v.x, mine[k].x, mine[k].y), fmaf(v.y, mine[k].z, mine[k].w));
-    };
-    for (int first = 0; first < HALO_H; first += FLIGHT) {
-        uint4 value[FLIGHT];
-#pragma unroll
-        for (int j = 0; j < FLIGHT; j++)
-            value[j] = __ldg(x + static_cast<long long>(reflected(y0 - PAD + first + j, height)) * width * 4);
-#pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
-            uint4 v = value[j];
-            if (affine) v = {normalised(v.x, 0), normalised(v.y, 1), normalised(v.z, 2), normalised(v.w, 3)};
-            store_group(halo + (first + j) * LINE + place(column, group), v);
-        }
+struct alignas(4 * sizeof(PICTURE)) Four {
+    PICTURE v[4];
+};
+
+struct Affine {  // scale and shift of a thread's eight channels
+    float4 pair[4];
+
+    __device__ unsigned word(unsigned v, int k) const {
+        const float2 f = Packed<TYPE>::floats(v);
+        return Packed<TYPE>::relu_word(fmaf(f.x, pair[k].x, pair[k].y), fmaf(f.y, pair[k].z, pair[k].w));
     }
-    fence_async();
-}
+    __device__ uint4 operator()(uint4 v) const { return {word(v.x, 0), word(v.y, 1), word(v.z, 2), word(v.w, 3)}; }
+};
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     conv2d_hopper_to_picture(const TYPE* __restrict__ x, const float* __restrict__ affine,
         const unsigned char* __restrict__ weights, const float* __restrict__ bias, PICTURE* __restrict__ out, int height,
         int width) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full;
-    const Block at(raw, &full, weights);
-    const int across = (width + TILE_W - 1) / TILE_W, tiles = (height + TILE_H - 1) / TILE_H * across;
+    const Worker at((width + TILE_W - 1) / TILE_W * height);
+    const unsigned address = fetch_weights(raw, &full, weights);
+    Rows rows(address);
+    float* const sums = reinterpret_cast<float*>(raw + (address - shared_address(raw)) + WEIGHT_BYTES) + at.group * 2 * SUMS;
+    Affine norm;
+    if (affine)
+        for (int k = 0; k < 4; k++)
+            norm.pair[k] = __ldg(reinterpret_cast<const float4*>(affine) + (blockIdx.y * 4 + at.quad) * 4 + k);
+    // Where P goes, and which four outputs of a row are this thread's: two warps have the even rows, two the odd.
+    const int spread = at.pixel + (at.quad < 3 ? at.quad * KERNEL * PITCH + MARGIN : (KERNEL - 1) * PITCH);
+    const int step_j = at.quad < 3 ? PITCH - 1 : KERNEL * PITCH;
+    const int lane = threadIdx.x % 32, mine = at.warp % 2 * (3 * QUADS / 2) + lane, channel = mine / QUADS;
+    const int quarter = mine % QUADS * 4;
+    const bool writes = lane < 3 * QUADS / 2;
+    const float start = bias && writes ? bias[channel] : 0.0f;
+    const bool vectors = width % 4 == 0 && reinterpret_cast<unsigned long long>(out) % sizeof(Four) == 0;
     const long long plane = static_cast<long long>(height) * width;
-    out += blockIdx.y * 3 * plane;
-    float* const sums = reinterpret_cast<float*>(raw + (at.halo - shared_address(raw)));  // P
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const int y0 = tile / across * TILE_H, x0 = tile % across * TILE_W;
-        load_halo(reinterpret_cast<const uint4*>(x), reinterpret_cast<const float4*>(affine), at.halo, y0, x0, height, width);
-        __syncthreads();
-        float d[2][32];
-        at.multiply(d);
+
+    for (int unit = at.from, count; unit < at.to; unit += count) {
+        const int x0 = unit / height * TILE_W, y0 = unit % height;
+        count = min(height - y0, at.to - unit);
+        const int steps = count + KERNEL - 1;
+        const uint4* left = reinterpret_cast<const uint4*>(x) + blockIdx.y * plane * 4 + at.quad;
+        const uint4* const right = left + reflected(x0 - PAD + at.pixel + 8, width) * 4;
+        left += reflected(x0 - PAD + at.pixel, width) * 4;
+        uint4 held[FLIGHT][2];
+        const auto load = [&](int slot, int row) {
+            const long long from = static_cast<long long>(reflected(y0 - PAD + row, height)) * width * 4;
+            held[slot][0] = __ldg(left + from), held[slot][1] = __ldg(right + from);
+        };
+        const auto normalised = [&](unsigned(&a)[8], int slot) {
+            uint4 one = held[slot][0], other = held[slot][1];
+            if (affine) one = norm(one), other = norm(other);
+            a[0] = one.x, a[1] = one.y, a[2] = one.z, a[3] = one.w;
+            a[4] = other.x, a[5] = other.y, a[6] = other.z, a[7] = other.w;
+        };
+        PICTURE* const target = out + (blockIdx.y * 3 + channel) * plane + static_cast<long long>(y0) * width + x0 + quarter;
+        const auto write = [&](int row) {
+            if (!writes || at.warp / 2 != row % 2 || x0 + quarter >= width) return;
+            const float4* from = reinterpret_cast<const float4*>(sums + row % 2 * SUMS + channel * KERNEL * PITCH + MARGIN + quarter);
+            float4 sum = {start, start, start, start};
 #pragma unroll
-        for (int p = 0; p < 2; p++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int row = at.warp % 2 * 16 + half * 8 + at.lane / 4, y = 4 * at.group + 2 * p + at.warp / 2;
-                float2* const to = reinterpret_cast<float2*>(sums + (y * USED + row) * PITCH + at.lane % 4 * 2);
-                if (row < USED)
-#pragma unroll
-                    for (int i = 0; i < 8; i++) to[4 * i] = {d[p][4 * i + 2 * half], d[p][4 * i + 2 * half + 1]};
+            for (int dx = 0; dx < KERNEL; dx++) {
+                const float4 v = from[dx * PITCH / 4];
+                sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
             }
-        __syncthreads();
-        for (int i = threadIdx.x; i < 3 * TILE_H * TILE_W; i += THREADS) {
-            const int column = i % TILE_W, y = i / TILE_W % TILE_H, c = i / (TILE_W * TILE_H);
-            float sum = bias ? bias[c] : 0.0f;
+            PICTURE* const to = target + static_cast<long long>(row) * width;
+            const Four four = {picture_of<PICTURE>(sum.x), picture_of<PICTURE>(sum.y), picture_of<PICTURE>(sum.z),
+                               picture_of<PICTURE>(sum.w)};
+            if (vectors) *reinterpret_cast<Four*>(to) = four;
+            else
 #pragma unroll
-            for (int dx = 0; dx < KERNEL; dx++) sum += sums[(y * USED + 3 * dx + c) * PITCH + column + dx];
-            if (y0 + y < height && x0 + column < width)
-                out[c * plane + static_cast<long long>(y0 + y) * width + x0 + column] = picture_of<PICTURE>(sum);
-        }
-        __syncthreads();
+                for (int i = 0; i < 4; i++)
+                    if (x0 + quarter + i < width) to[i] = four.v[i];
+        };
+
+        unsigned a[8];
+        for (int i = 0; i < FLIGHT; i++) load(i, i);
+        normalised(a, 0);
+        load(0, FLIGHT);
+        rows.clear(0);
+        barrier_wait(shared_address(&full), 0);
+        for (int round = 0; round < steps; round += KERNEL)
+#pragma unroll
+            for (int phase = 0; phase < KERNEL; phase++) {
+                const int step = round + phase, slot = (phase + 1) % FLIGHT, complete = (phase + 1) % KERNEL;
+                if (step >= steps) break;
+                rows.multiply(a, phase);
+                at.wait();
+                if (round) write(step - KERNEL);  // of the step before
+                unsigned b[8];
+                normalised(b, slot);
+                load(slot, step + 1 + FLIGHT);
+                wgmma_wait<0>();
+                float* const to = sums + step % 2 * SUMS + spread;  // of row step - 8
+#pragma unroll
+                for (int j = 0; j < KERNEL - 1; j++)
+                    if (j < 3 || at.quad < 3)
+                        for (int half = 0; half < 2; half++)
+                            to[j * step_j + half * 8] = rows.at(complete, j / 2 * 4 + half * 2 + j % 2);
+                rows.clear(complete);
+                turn(a, b);
+            }
+        at.wait();
+        write(count - 1);
     }
 }

@@ -5,8 +5,10 @@
 //   barrier_init / expect / wait            an mbarrier: threads and bytes arrive, a phase completes, its parity flips
 //   bulk_copy(to, from, bytes, barrier)     global to shared memory by the copy engine; the bytes arrive at the barrier
 //   fence_async()                           what this thread stored in shared memory may be read by the engines
-//   Wgmma<T>::m64n128k16(d, a, b)           d[64 x 128] += A[64 x 16] B[16 x 128], both from shared memory; m64n64k16
+//   Wgmma<T>::m64n128k16(d, a, b)           d[64 x 128] += A[64 x 16] B[16 x 128], both from shared memory
+//   Wgmma<T>::m64n96k16(d, a0..a3, b)       d[64 x 96] += A B, A from registers: those of mma.m16n8k16, 16 rows a warp
 //   wgmma_fence / commit / wait<N>          before the first product; a group of products; all but the last N groups
+//   warpgroup_barrier(id)                   the 128 threads that name this number wait for each other; 0 is __syncthreads
 //   tile_address<ROW>(address, stride)      descriptor of a tile whose rows are ROW (128 or 64) bytes, swizzled; stride:
 //                                           bytes from one group of eight rows to the next
 //
@@ -48,6 +50,8 @@ __device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, 
 
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+__device__ inline void warpgroup_barrier(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+
 template <int ROW>
 __device__ unsigned long long tile_address(unsigned address, unsigned stride) {
     constexpr unsigned long long SWIZZLE = (ROW == 128 ? 1ull : 2ull) << 62, UNUSED = 1ull << 16;  // the leading offset
@@ -73,12 +77,13 @@ __device__ inline void wgmma_wait() {
                  : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40), EIGHT(d, 48),   \
                    EIGHT(d, 56)                                                                                      \
                  : "l"(a), "l"(b))
-#define WGMMA_M64N64K16(type)                                                                                        \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                        \
+#define WGMMA_M64N96K16(type)                                                                                        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." type "." type                                        \
                  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
-                 "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"                  \
-                 : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24)                                              \
-                 : "l"(a), "l"(b))
+                 "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "   \
+                 "%40, %41, %42, %43, %44, %45, %46, %47}, {%48, %49, %50, %51}, %52, 1, 1, 1, 0;"                   \
+                 : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40)                  \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
 
 template <typename T>
 struct Wgmma;
@@ -87,16 +92,20 @@ template <>
 struct Wgmma<__half> {
     using Address = unsigned long long;
     __device__ static void m64n128k16(float (&d)[64], Address a, Address b) { WGMMA_M64N128K16("f16"); }
-    __device__ static void m64n64k16(float (&d)[32], Address a, Address b) { WGMMA_M64N64K16("f16"); }
+    __device__ static void m64n96k16(float (&d)[48], unsigned a0, unsigned a1, unsigned a2, unsigned a3, Address b) {
+        WGMMA_M64N96K16("f16");
+    }
 };
 
 template <>
 struct Wgmma<__nv_bfloat16> {
     using Address = unsigned long long;
     __device__ static void m64n128k16(float (&d)[64], Address a, Address b) { WGMMA_M64N128K16("bf16"); }
-    __device__ static void m64n64k16(float (&d)[32], Address a, Address b) { WGMMA_M64N64K16("bf16"); }
+    __device__ static void m64n96k16(float (&d)[48], unsigned a0, unsigned a1, unsigned a2, unsigned a3, Address b) {
+        WGMMA_M64N96K16("bf16");
+    }
 };
 
 #undef WGMMA_M64N128K16
-#undef WGMMA_M64N64K16
+#undef WGMMA_M64N96K16
 #undef EIGHT

@@ -6,6 +6,8 @@ that reaches a barrier is parked until its block (or warp) is complete there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .control_flow import Block
@@ -44,7 +46,7 @@ class Barriers:
         return lanes.gather(self.batch.values[self.batch.plan.graph.bit[name]])
 
     def _operand(self, operand, instruction: Instruction, lanes: Lanes) -> int:
-        """Return a barrier's number or count; it must be the same in all lanes."""
+        """Return a count, or the number of a barrier that votes; it must be the same in all lanes."""
         value = operand.value if isinstance(operand, Imm) else self._register(operand.name, lanes)
         if isinstance(value, np.ndarray):
             if (value != value.reshape(-1)[0]).any():
@@ -52,6 +54,13 @@ class Barriers:
                 raise unsupported(instruction.name, line, "Its number or thread count differs between threads.")
             value = value.reshape(-1)[0]
         return int(value)
+
+    def _by_number(self, operand, lanes: Lanes) -> Iterator[tuple[int, Lanes]]:
+        """Yield the numbers that lanes name, and the lanes of each."""
+        value = operand.value if isinstance(operand, Imm) else self._register(operand.name, lanes)
+        numbers = np.unique(value).tolist()
+        for number in numbers:
+            yield int(number), lanes if len(numbers) == 1 else lanes.split(value == number)[0]
 
     def reach(self, block: Block, lanes: Lanes) -> None:
         """Park a set of lanes at the barrier that ends a block, or let it through."""
@@ -65,8 +74,16 @@ class Barriers:
         if "red" in instruction.modifiers:
             reduction = (next(m for m in ("popc", "and", "or") if m in instruction.modifiers), operands.pop(0))
             predicate = self._predicate(operands.pop(), lanes)
-        number = self._operand(operands[0], instruction, lanes) if operands else 0
         count = self._operand(operands[1], instruction, lanes) if len(operands) > 1 else None
+        if reduction or not operands:
+            number = self._operand(operands[0], instruction, lanes) if operands else 0
+            self._wait(number, count, target, line, lanes, reduction, predicate)
+            return
+        for number, some in self._by_number(operands[0], lanes):
+            self._wait(number, count, target, line, some)
+
+    def _wait(self, number: int, count, target: int, line: int, lanes: Lanes, reduction=None, predicate=None) -> None:
+        """Park a set of lanes at one barrier, or let it through."""
         if lanes.is_full and number not in self.parked and count in (None, self.batch.universe.threads):
             if self.batch.trace is not None:
                 self.batch.trace.block_barrier(self.batch, None, None)

@@ -5,7 +5,7 @@
 //
 // pictures   [images][3][height][width] of PICTURE: float, __half, __nv_bfloat16, or unsigned char (0..255; what is written
 //            is clamped and rounded to the nearest, NaN becomes 0). Both sides at least 5: reflection padding 4.
-// x, out     NHWC, TYPE. affine [images][32][2]: scale and shift of x, or null (no norm, no ReLU). sums: as
+// x, out     NHWC, TYPE. affine [images][32][2]: scale and shift of x; not read where NORM is 0 (no norm, no ReLU). sums: as
 //            common/plane_sums.cuh says, or null
 // weights    [tile 17][column of D 32][group 4][8 numbers], group g of a column at g ^ (column >> 1 & 3); tile m is the
 //            kernel's row -m modulo 9
@@ -33,6 +33,9 @@
 #endif
 #ifndef PICTURE
 #define PICTURE float
+#endif
+#ifndef NORM
+#define NORM 1  // whether affine is given
 #endif
 constexpr int THREADS = 256, GROUPS = THREADS / 128, KERNEL = 9, PAD = 4, CHANNELS = 32;
 constexpr int COLUMNS = 64, TILE_W = COLUMNS - KERNEL + 1;  // of a strip; TILE_W: of the picture that is written
@@ -68,12 +71,6 @@ __device__ unsigned fetch_weights(unsigned char* raw, unsigned long long* barrie
     }
     __syncthreads();
     return weights;
-}
-
-// a = b & mask, here: not where the compiler would have it, while wgmma reads a.
-__device__ void turn(unsigned (&a)[8], const unsigned (&b)[8], unsigned mask = ~0u) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) asm volatile("and.b32 %0, %1, %2;" : "=r"(a[i]) : "r"(b[i]), "r"(mask));
 }
 
 // The nine output rows that are under way.
@@ -150,6 +147,13 @@ __device__ void read_windows(unsigned (&a)[8], const Copies& from, int pixel, in
     const int step = quad < 3 ? 1 : PLANE;
 #pragma unroll
     for (int i = 0; i < 4; i++) a[i] = first[i * step], a[4 + i] = first[i * step + 4];
+}
+
+// a = b & kept. An instruction that the compiler leaves in its place, behind the wait: while wgmma reads a, nothing that
+// comes to be in its registers may be computed, or products wait for each other.
+__device__ void keep(unsigned (&a)[8], const unsigned (&b)[8], unsigned kept) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) asm volatile("and.b32 %0, %1, %2;" : "=r"(a[i]) : "r"(b[i]), "r"(kept));
 }
 
 // The sums of a thread's eight channels over the rows of its two columns, around their first number.
@@ -230,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         at.wait();
         unsigned first[8];
         read_windows(first, copies[at.group][0], at.pixel, at.quad);
-        turn(a, first, kept);
+        keep(a, first, kept);
         rows.clear(0);
         barrier_wait(shared_address(&full), 0);
         for (int round = 0; round < steps; round += KERNEL) {
@@ -240,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 const int step = round + phase, slot = (phase + 1) % FLIGHT, complete = (phase + 1) % KERNEL;
                 if (step >= steps) break;
                 rows.multiply(a, phase);
-                Copies& next = copies[at.group][(step + 1) % 2];
+                Copies& next = copies[at.group][step + 1 & 1];
                 brought.store(slot, next);
                 brought.load(slot, step + 1 + FLIGHT);
                 if (round) emit();  // of the step before
@@ -253,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const int from = i % 4 * 4 + i / 4 * 2;
                     done[i] = Packed<TYPE>::word(rows.at(complete, from), rows.at(complete, from + 1));
                 }
-                turn(a, b, kept);
+                keep(a, b, kept);
                 rows.clear(complete);
             }
         }
@@ -288,10 +292,16 @@ struct Affine {  // scale and shift of a thread's eight channels
 
     __device__ unsigned word(unsigned v, int k) const {
         const float2 f = Packed<TYPE>::floats(v);
-        return Packed<TYPE>::relu_word(fmaf(f.x, pair[k].x, pair[k].y), fmaf(f.y, pair[k].z, pair[k].w));
+        return Packed<TYPE>::word(fmaf(f.x, pair[k].x, pair[k].y), fmaf(f.y, pair[k].z, pair[k].w));
     }
     __device__ uint4 operator()(uint4 v) const { return {word(v.x, 0), word(v.y, 1), word(v.z, 2), word(v.w, 3)}; }
 };
+
+// a = ReLU of b, behind the wait for wgmma: see `keep`.
+__device__ void finish(unsigned (&a)[8], const unsigned (&b)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) a[i] = NORM ? Packed<TYPE>::relu(b[i]) : b[i];
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     conv2d_hopper_to_picture(const TYPE* __restrict__ x, const float* __restrict__ affine,
@@ -304,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Rows rows(address);
     float* const sums = reinterpret_cast<float*>(raw + (address - shared_address(raw)) + WEIGHT_BYTES) + at.group * 2 * SUMS;
     Affine norm;
-    if (affine)
+    if (NORM)
         for (int k = 0; k < 4; k++)
             norm.pair[k] = __ldg(reinterpret_cast<const float4*>(affine) + (blockIdx.y * 4 + at.quad) * 4 + k);
     // Where P goes, and which four outputs of a row are this thread's: two warps have the even rows, two the odd.
@@ -331,14 +341,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         };
         const auto normalised = [&](unsigned(&a)[8], int slot) {
             uint4 one = held[slot][0], other = held[slot][1];
-            if (affine) one = norm(one), other = norm(other);
+            if (NORM) one = norm(one), other = norm(other);
             a[0] = one.x, a[1] = one.y, a[2] = one.z, a[3] = one.w;
             a[4] = other.x, a[5] = other.y, a[6] = other.z, a[7] = other.w;
         };
         PICTURE* const target = out + (blockIdx.y * 3 + channel) * plane + static_cast<long long>(y0) * width + x0 + quarter;
         const auto write = [&](int row) {
-            if (!writes || at.warp / 2 != row % 2 || x0 + quarter >= width) return;
-            const float4* from = reinterpret_cast<const float4*>(sums + row % 2 * SUMS + channel * KERNEL * PITCH + MARGIN + quarter);
+            if (!writes || at.warp / 2 != (row & 1) || x0 + quarter >= width) return;
+            const float4* from = reinterpret_cast<const float4*>(sums + (row & 1) * SUMS + channel * KERNEL * PITCH + MARGIN + quarter);
             float4 sum = {start, start, start, start};
 #pragma unroll
             for (int dx = 0; dx < KERNEL; dx++) {
@@ -357,7 +367,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
         unsigned a[8];
         for (int i = 0; i < FLIGHT; i++) load(i, i);
-        normalised(a, 0);
+        unsigned b[8];
+        normalised(b, 0);
+        finish(a, b);
         load(0, FLIGHT);
         rows.clear(0);
         barrier_wait(shared_address(&full), 0);
@@ -367,20 +379,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 const int step = round + phase, slot = (phase + 1) % FLIGHT, complete = (phase + 1) % KERNEL;
                 if (step >= steps) break;
                 rows.multiply(a, phase);
+                normalised(b, slot);
                 at.wait();
                 if (round) write(step - KERNEL);  // of the step before
-                unsigned b[8];
-                normalised(b, slot);
-                load(slot, step + 1 + FLIGHT);
                 wgmma_wait<0>();
-                float* const to = sums + step % 2 * SUMS + spread;  // of row step - 8
+                finish(a, b);
+                load(slot, step + 1 + FLIGHT);
+                float* const to = sums + (step & 1) * SUMS + spread;  // of row step - 8
 #pragma unroll
                 for (int j = 0; j < KERNEL - 1; j++)
                     if (j < 3 || at.quad < 3)
                         for (int half = 0; half < 2; half++)
                             to[j * step_j + half * 8] = rows.at(complete, j / 2 * 4 + half * 2 + j % 2);
                 rows.clear(complete);
-                turn(a, b);
             }
         at.wait();
         write(count - 1);

@@ -3,6 +3,7 @@
 //   Packed<T>::floats(word)             T: __half or __nv_bfloat16; the lower half is .x
 //   Packed<T>::word(low, high)          rounded to nearest even, both in one instruction
 //   Packed<T>::relu_word(low, high)     the same, and what is negative becomes zero; a NaN stays one
+//   Packed<T>::relu(word)               of what is packed; stays where it stands in the program
 //   round_to<T>(d)                      an array of floats, each rounded to T
 #pragma once
 #include <cuda_bf16.h>
@@ -24,6 +25,10 @@ struct Packed<__half> {
         asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
         return word;
     }
+    __device__ static unsigned relu(unsigned word) {
+        asm volatile("max.NaN.f16x2 %0, %1, %2;" : "=r"(word) : "r"(word), "r"(0));
+        return word;
+    }
 };
 
 template <>
@@ -39,6 +44,10 @@ struct Packed<__nv_bfloat16> {
     __device__ static unsigned relu_word(float low, float high) {
         unsigned word;
         asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+        return word;
+    }
+    __device__ static unsigned relu(unsigned word) {
+        asm volatile("max.NaN.bf16x2 %0, %1, %2;" : "=r"(word) : "r"(word), "r"(0));
         return word;
     }
 };

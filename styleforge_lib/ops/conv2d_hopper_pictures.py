@@ -42,7 +42,7 @@ class _Pictures:
 
     def __init__(self, layer: Layer, columns: torch.Tensor, name: str, picture: torch.dtype, arch: str):
         self.layer, self.arch, self.weight = layer, arch, pack(columns, layer.numbers).view(torch.uint8)
-        macros = {"TYPE": MACRO_TYPES[layer.numbers], "PICTURE": PICTURE_TYPES[picture]}
+        macros = {"TYPE": MACRO_TYPES[layer.numbers], "PICTURE": PICTURE_TYPES[picture], "NORM": int(layer.affine)}
         self.kernel = compiled("conv2d_hopper_pictures", columns.device, arch, **macros).kernel(name)
 
     def launch(self, images: int, height: int, width: int, strip: int, args: tuple, shared_bytes: int) -> None:

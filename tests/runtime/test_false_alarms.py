@@ -16,6 +16,7 @@ import test_convolution
 from compare_devices import Buffers, plan_of, sources
 
 from styleforge_lib.lab.xray import copied_arguments
+from styleforge_lib.ops import conv2d_hopper_pictures
 from styleforge_lib.runtime import compile_cuda
 from styleforge_lib.runtime.emulator import EmulatorFault, Trace
 from styleforge_lib.runtime.kernel import watching
@@ -107,6 +108,18 @@ CONVOLUTIONS = test_convolution.LAYERS | {
 def test_no_false_alarm_of_a_convolution(name):
     layer = CONVOLUTIONS[name]
     operator = test_convolution.operator_of(layer, [(1, 6, 7)])
+    values = operator.cases[0].make(torch.Generator().manual_seed(1), layer.dtype)
+    outputs = [torch.full(out.shape, torch.nan, dtype=out.dtype) for out in operator.pytorch(*values)]
+    said, launches = findings_of(lambda: operator.launch(*values, *outputs))
+    assert (said, launches > 0) == ([], True)
+
+
+@pytest.mark.parametrize("name", ["conv1", "deconv3"])
+def test_no_false_alarm_of_pictures_on_hopper(name, monkeypatch):
+    """Two warpgroups, one of which goes from one strip to the next."""
+    monkeypatch.setattr(conv2d_hopper_pictures, "multiprocessors", lambda device: 1)
+    layer = test_convolution.LAYERS[name]
+    operator = test_convolution.operator_of(layer, [(1, 5, 70)], "sm_90a")
     values = operator.cases[0].make(torch.Generator().manual_seed(1), layer.dtype)
     outputs = [torch.full(out.shape, torch.nan, dtype=out.dtype) for out in operator.pytorch(*values)]
     said, launches = findings_of(lambda: operator.launch(*values, *outputs))

@@ -72,7 +72,7 @@ struct Sums {
         float part[2] = {};  // of one vector: a plane's sums meet fewer roundings
         for (int k = 0; k < COUNT; k++) {
             part[0] += g[k];
-            part[1] += g[k] * plane.normalized(value[k]);
+            part[1] = fmaf(g[k], plane.normalized(value[k]), part[1]);
         }
         sum[0] += part[0];
         sum[1] += part[1];
@@ -88,7 +88,7 @@ struct Gradients {
     template <int COUNT>
     __device__ void operator()(long long i, float (&value)[COUNT], const float (&g)[COUNT]) {
         if (dresidual) store(dresidual + i, g);
-        for (int k = 0; k < COUNT; k++) value[k] = scale * ((g[k] - mean) - plane.normalized(value[k]) * slope);
+        for (int k = 0; k < COUNT; k++) value[k] = scale * fmaf(-plane.normalized(value[k]), slope, g[k] - mean);
         store(dx + i, value);
     }
 };

@@ -11,7 +11,8 @@
 //            off by up to 0.0001, which a deviation of 0.5 does not forgive. Equal numbers have their own value as
 //            mean, to the last bit, and M2 = 0. An infinity or a NaN makes M2 NaN. M2 overflows where distances exceed
 //            1e19.
-// order      fixed by the launch shape, so that the same launch gives the same bits.
+// order      fixed by the launch shape, so that the same launch gives the same bits. __fmul_rn where a product must not
+//            be taken into a following sum: whether it is would be the compiler's choice, and another one in each lane.
 #pragma once
 
 struct Mean {
@@ -35,7 +36,7 @@ __device__ void add(float& n, Mean& mean, float& m2, const float (&value)[COUNT]
     if (n == 0.0f) mean.value = value[0];  // any number near the values would do: what follows are distances from it
     float distance[COUNT], sum = 0.0f;
     for (int i = 0; i < COUNT; i++) sum += distance[i] = value[i] - mean.value;
-    const float center = sum * (1.0f / COUNT);  // the mean of the group, seen from mean.value
+    const float center = __fmul_rn(sum, 1.0f / COUNT);  // the mean of the group, seen from mean.value
     float squares = 0.0f;
     for (int i = 0; i < COUNT; i++) squares += (distance[i] - center) * (distance[i] - center);
     const float before = n, shift = center - mean.lost;
@@ -63,7 +64,7 @@ __device__ inline Moments merge_warp(Moments m) {
     };
     Mean mean = {__shfl_sync(0xffffffffu, m.mean.value, 0), __shfl_sync(0xffffffffu, m.mean.lost, 0)};
     const float distance = m.n == 0.0f ? 0.0f : (m.mean.value - mean.value) + (m.mean.lost - mean.lost);
-    const float n = sum(m.n), center = sum(m.n * distance) / fmaxf(n, 1.0f), off = distance - center;
+    const float n = sum(m.n), center = sum(__fmul_rn(m.n, distance)) / fmaxf(n, 1.0f), off = distance - center;
     const float m2 = sum(fmaf(m.n * off, off, m.m2));
     mean.move(mean.lost + center);
     return {n, mean, m2};

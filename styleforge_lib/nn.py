@@ -18,11 +18,24 @@ class FusedInstanceNorm2d(nn.InstanceNorm2d):
     of channels_last tensors, other dtypes and devices, autocast, torch.compile and torch.func.
     """
 
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise each plane."""
+        if isinstance(input, torch.Tensor) and input.dim() == 4 and input.shape[1] == self.num_features:
+            return self._apply_instance_norm(input)  # what nn.InstanceNorm2d would come to
+        return super().forward(input)
+
     def _apply_instance_norm(self, input: torch.Tensor) -> torch.Tensor:
         own_statistics = self.training or not self.track_running_stats
-        if not own_statistics or self.running_mean is not None or self.running_var is not None:
+        if not own_statistics or self._held("running_mean") is not None or self._held("running_var") is not None:
             return super()._apply_instance_norm(input)
-        return instance_norm(input, self.weight, self.bias, self.eps)
+        return instance_norm(input, self._held("weight"), self._held("bias"), self.eps)
+
+    def _held(self, name: str) -> torch.Tensor | None:
+        """Return a parameter or buffer; nn.Module looks for it through Python code, a microsecond for each."""
+        for held in (self._parameters, self._buffers):
+            if name in held:
+                return held[name]
+        return getattr(self, name)  # parametrized or pruned
 
 
 # ----------------------------------------------------------------------------------------------------------------------

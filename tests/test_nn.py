@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize, prune
 
 from styleforge_lib import FusedInstanceNorm2d
 from styleforge_lib.ops import instance_norm
@@ -244,3 +245,17 @@ def test_torchs_own_samples(dtype, launched):
             tried += 1
     assert tried >= 12
     assert bool(launched) is (dtype is not torch.float64)
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrized"])
+def test_a_weight_that_is_no_parameter_any_more(how):
+    """What torch.nn.utils puts in the place of a parameter is what counts."""
+    ours, theirs = pair(affine=True)
+    for module in (ours, theirs):
+        if how == "pruned":
+            prune.l1_unstructured(module, "weight", amount=2)
+        else:
+            parametrize.register_parametrization(module, "weight", nn.Softplus())
+    x = torch.randn(2, 5, 6, 7, device=DEVICE)
+    with torch.no_grad():
+        alike(ours(x), theirs(x))

@@ -102,6 +102,7 @@ def prepare(
     return kernel_for(layer, arch)(layer, weight.detach(), bias, norm, arch)
 
 
+@functools.lru_cache(1024)
 def kernel_for(layer: Layer, arch: str):
     """Return the class of KERNELS that takes the layer; ValueError where none does."""
     for kernel in KERNELS:

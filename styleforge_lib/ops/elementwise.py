@@ -5,12 +5,13 @@ Contents
     kernel_applies      whether the kernel takes this call, or PyTorch does
     is_watched          whether someone must see the operation itself, and is_observed, whatever the tensors are
     run                 allocate, look at the tensors as flat memory, launch
-    launch_flat         one kernel of a cuda/ file on contiguous tensors
+    flat                the launch of one kernel of a cuda/ file on contiguous tensors
     compiled            a cuda/ file, compiled for the device of a tensor
 """
 
 import functools
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -120,13 +121,15 @@ def run(launch, out: torch.Tensor | None, *inputs: torch.Tensor) -> torch.Tensor
     return out
 
 
-def launch_flat(operator: str, *tensors: torch.Tensor) -> None:
-    """Launch `operator`_float32 or _float16 of cuda/operator.cu on contiguous tensors of one size, the output last."""
-    x = tensors[0]
-    dtype = str(x.dtype).removeprefix("torch.")
-    vectors = -(-x.numel() * x.element_size() // VECTOR_BYTES)
+def flat(operator: str, x: torch.Tensor) -> Callable[..., None]:
+    """Return launch(*tensors), the output last, of `operator`_float32 or _float16 of cuda/operator.cu.
+
+    The launch is for contiguous tensors of x's size, dtype and device.
+    """
+    dtype, count = str(x.dtype).removeprefix("torch."), x.numel()
+    blocks = min(-(-count * x.element_size() // (VECTOR_BYTES * THREADS)), MAX_BLOCKS)
     kernel = compiled(operator, x.device).kernel(f"{operator}_{dtype}")
-    kernel(min(-(-vectors // THREADS), MAX_BLOCKS), THREADS, (*tensors, x.numel()))
+    return lambda *tensors: kernel(blocks, THREADS, (*tensors, count))
 
 
 def compiled(operator: str, device: torch.device, arch: str | None = None, **defines: object) -> Module:

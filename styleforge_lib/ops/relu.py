@@ -2,9 +2,12 @@
 
 import torch
 
+from styleforge_lib.ops.calls import Known, kind_of
 from styleforge_lib.ops.cases import elementwise_cases
-from styleforge_lib.ops.elementwise import check_tensors, kernel_applies, launch_flat, run
+from styleforge_lib.ops.elementwise import check_tensors, flat, kernel_applies, run
 from styleforge_lib.ops.operator import Cost, Operator
+
+_KNOWN = Known()
 
 
 def relu(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -14,15 +17,19 @@ def relu(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     left out, a new tensor. What the kernel does not take (see `kernel_applies`) PyTorch computes. ValueError,
     TypeError: an `out` that does not fit.
     """
+    kind = kind_of((), x) if out is None else None
+    known = _KNOWN.get(kind)
+    if known is not None:
+        return run(known, None, x)
     check_tensors("relu", out, x=x)
     if kernel_applies(out, x):
-        return run(launch, out, x)
+        return run(_KNOWN.keep(kind, flat("relu", x)), out, x)
     return torch.relu(x) if out is None else out.copy_(torch.relu(x))
 
 
 def launch(x: torch.Tensor, out: torch.Tensor) -> None:
     """Launch the kernel on the GPU or the emulator: contiguous float32 or float16 tensors of one size."""
-    launch_flat("relu", x, out)
+    flat("relu", x)(x, out)
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,7 @@ class TensorCoreConvolution:
     def __init__(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, arch: str):
         self.layer, self.norm, self.bias, self.arch = layer, norm, bias, arch
         self.tiling = tiling_of(layer, arch)
+        self.shared_bytes = shared_bytes(layer, self.tiling)
         self.file = "upsample_conv2d" if layer.upsample else "conv2d"
         self.weight = pack(weight, layer, self.tiling.columns)
         self.kernel = compiled(self.file, weight.device, arch, **layer.macros, **self.tiling.macros).only
@@ -90,8 +91,7 @@ class TensorCoreConvolution:
         rows, columns = (height, width) if self.layer.upsample else out.shape[1:3]
         tiles = -(-rows // self.tiling.tile_h) * -(-columns // self.tiling.tile_w)
         args = (x, affine, residual, materialised, self.weight, self.bias, out, sums, height, width, rows, columns)
-        shared = shared_bytes(self.layer, self.tiling)
-        self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=shared)
+        self.kernel((tiles, images), self.tiling.threads, args, shared_bytes=self.shared_bytes)
         if sums is not None:
             close_planes(sums, self.norm, affine_out, out, self.arch)
 

@@ -96,7 +96,7 @@ def test_what_is_not_met_for_long_is_forgotten():
 def looked_at(monkeypatch):
     """Count the calls of an operator that are looked at, not remembered; nothing is remembered from before."""
     counted = []
-    for name in ("instance_norm",):
+    for name in ("instance_norm", "relu", "residual_add"):
         module = importlib.import_module(f"styleforge_lib.ops.{name}")
         check = module.check_tensors
         monkeypatch.setattr(module, "_KNOWN", Known())
@@ -134,6 +134,20 @@ def test_a_remembered_norm_is_refused_and_differentiated_as_before(looked_at):
     with torch.no_grad():
         assert not ops.instance_norm(x, weight).requires_grad
     assert len(looked_at) == 4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_second_relu_and_sum_of_a_kind_are_remembered(layout, looked_at, launched):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        a, b = (tensor(2, 8, 9, 7).to(memory_format=layout) for _ in range(2))
+        assert torch.equal(ops.relu(a), a.relu())
+        assert torch.equal(ops.residual_add(a, b), a + b)
+    assert looked_at == ["relu", "residual_add"]
+    assert len(launched) == 6
+    with pytest.raises(ValueError, match="out shares memory with x"):
+        ops.relu(a, out=a)
+    assert ops.relu(a.requires_grad_()).requires_grad
 
 
 def test_an_option_that_is_no_number(looked_at):

@@ -2,7 +2,8 @@
 
 Parts: ceilings (copy and matrix product: what the card can do), profile (each stage inside the running network), layers
 (each stage on its own), norms (instance norm and its peers, by tools/bench_instance_norm.py), accelerated (the whole
-TransformerNet through our kernels, by tools/bench_accelerated.py), network (the whole TransformerNet: eager, CUDA
+TransformerNet through our kernels, by tools/bench_accelerated.py), host (what our calls cost the CPU, by
+tools/bench_host.py), network (the whole TransformerNet: eager, CUDA
 graph, torch.compile, by size and precision). All rows of one call are one run.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 from bench_accelerated import accelerated
+from bench_host import host
 from bench_instance_norm import norms
 from tqdm import tqdm
 
@@ -25,7 +27,7 @@ from styleforge_lib.models.checkpoints import load_style
 from styleforge_lib.models.stages import stages
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (1080, 1920))
-PARTS = ("ceilings", "profile", "layers", "norms", "accelerated", "network")
+PARTS = ("ceilings", "profile", "layers", "norms", "accelerated", "host", "network")
 METHODS = ("cold", "warm")
 
 
@@ -119,6 +121,8 @@ def main() -> int:
             norms(run, compiled=not arguments.no_compile)
         if "accelerated" in parts:
             accelerated(run, compiled=not arguments.no_compile)
+        if "host" in parts:
+            host(run)
         if "network" in parts:
             network(run, sizes, compiled=not arguments.no_compile)
     print(

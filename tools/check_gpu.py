@@ -109,6 +109,15 @@ extern "C" __global__ void follow(const int* x, int* y, unsigned long long* bega
 extern "C" __global__ void hasty(int* x) { x[threadIdx.x] = 1; }
 """
 
+VARIABLES = """
+__constant__ float weights[4];
+__device__ int counter = 5;
+extern "C" __global__ void weigh(float* x) {
+  x[threadIdx.x] *= weights[threadIdx.x];
+  atomicAdd(&counter, 1);
+}
+"""
+
 CHECKS: list[tuple[str, Callable]] = []
 
 
@@ -196,6 +205,21 @@ def null_pointer(bench: Bench) -> str:
     bench.scale((16,), (256,), (x, y, None, 2.0, 4096, 0))
     ensure(torch.equal(y, 2 * x), "wrong values")
     return "z = None"
+
+
+@check
+def variables(bench: Bench) -> str:
+    """Check that variables of the module are written and read, from NumPy and torch, in the order of the stream."""
+    module = compile_cuda(VARIABLES, name="variables.cu")
+    weights, counter, x = module.variable("weights"), module.variable("counter"), torch.ones(4, device="cuda")
+    ensure(int(counter.read(np.zeros(1, np.int32))[0]) == 5, "not the initial value")
+    for values in (np.array([1, 2, 3, 4], np.float32), torch.tensor([4.0, 3, 2, 1]), torch.full((4,), 0.5).cuda()):
+        weights.write(values)
+        module(1, 4, (x,))
+    ensure(x.tolist() == [2, 3, 3, 2], f"{x.tolist()} is not [2, 3, 3, 2]")
+    ensure(int(counter.read(torch.zeros(1, dtype=torch.int32, device="cuda"))) == 17, "the launches did not count")
+    ensure(weights.read(torch.zeros(4)).tolist() == [0.5] * 4, "what was written is not read")
+    return "__constant__ and __device__; NumPy, torch on the CPU and on the card"
 
 
 @check

@@ -2,7 +2,7 @@
 
 Contents
     available, card_arch    is there a card, and which architecture to compile for
-    GpuModule               a cubin in the driver, once for each card
+    GpuModule               a cubin in the driver, once for each card; its kernels and variables
     GpuLauncher             a kernel that is ready: checks the arguments, packs them, launches; alone, cooperatively, or
                             overlapping the kernel before
 
@@ -64,16 +64,42 @@ class GpuModule:
         from cupy.cuda import driver
 
         with torch.cuda.device(device):
-            _ensure_context()
-            if device not in self._handles:
-                try:
-                    self._handles[device] = driver.moduleLoadData(self.cubin)
-                except driver.CUDADriverError as error:
-                    raise RuntimeError(
-                        f"the card cuda:{device} ({torch.cuda.get_device_name(device)}, {card_arch()}) does not take "
-                        f"code compiled for {self.arch}: {error}. Leave arch out to compile for the card."
-                    ) from error
-            return driver.moduleGetFunction(self._handles[device], entry)
+            return driver.moduleGetFunction(self._handle(device), entry)
+
+    def copy(self, symbol: str, array: torch.Tensor | np.ndarray, address: int, write: bool) -> None:
+        """Copy an array, which begins at `address`, into a variable of the current card, or the variable into it.
+
+        The copy follows what is on torch's current stream; one from or to the CPU is done on return.
+        """
+        from cupy.cuda import driver, runtime
+
+        device = torch.cuda.current_device()
+        variable = driver.moduleGetGlobal(self._handle(device), symbol)
+        stream = torch.cuda.current_stream(device)
+        on_card = isinstance(array, torch.Tensor) and array.is_cuda
+        if on_card:
+            kind = runtime.memcpyDeviceToDevice
+        else:
+            kind = runtime.memcpyHostToDevice if write else runtime.memcpyDeviceToHost
+        target, source = (variable, address) if write else (address, variable)
+        runtime.memcpyAsync(target, source, array.nbytes, kind, stream.cuda_stream)
+        if not on_card:
+            stream.synchronize()
+
+    def _handle(self, device: int) -> int:
+        """Return the module on a card, which is the current one; loads the cubin there the first time."""
+        from cupy.cuda import driver
+
+        _ensure_context()
+        if device not in self._handles:
+            try:
+                self._handles[device] = driver.moduleLoadData(self.cubin)
+            except driver.CUDADriverError as error:
+                raise RuntimeError(
+                    f"the card cuda:{device} ({torch.cuda.get_device_name(device)}, {card_arch()}) does not take "
+                    f"code compiled for {self.arch}: {error}. Leave arch out to compile for the card."
+                ) from error
+        return self._handles[device]
 
 
 def _ensure_context() -> None:

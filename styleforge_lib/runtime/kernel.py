@@ -2,7 +2,8 @@
 
 Contents
     compile_cuda        text or file -> Module
-    Module              what was compiled; `module.kernel(name)`, and with one kernel the module is called itself
+    Module              what was compiled; `module.kernel(name)`, and with one kernel the module is called itself;
+                        `module.variable(name)`
     Kernel              `kernel(grid, block, args, *, shared_bytes=0, cooperative=False, overlap=False)`, checked before
                         anything runs
     chosen_device       the GPU where there is one, else the emulator
@@ -29,6 +30,7 @@ from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.resources import Resources, limits
 from styleforge_lib.runtime.signature import SCALAR_FORMATS, Parameter, base_name, parse_signature
 from styleforge_lib.runtime.tensor_maps import TensorMap
+from styleforge_lib.runtime.variables import Variable, emulated_copy
 
 DEVICE_VARIABLE = "STYLEFORGE_DEVICE"
 FIRST_TO_OVERLAP = 90  # the compute capability, times ten, from which on launches may overlap
@@ -124,6 +126,15 @@ class Module:
         if name not in self._kernels:
             self._kernels[name] = Kernel(self, name, self._entries[name])
         return self._kernels[name]
+
+    def variable(self, name: str) -> Variable:
+        """Return a `__constant__` or `__device__` variable, to be written and read from the host."""
+        held = {variable: size for variable, size in self.program.variables.items() if not variable.startswith("$")}
+        if name not in held:
+            raise KeyError(f"no variable '{name}' in {self.name}: there is {', '.join(held) or 'none at all'}")
+        if self.device == "gpu":
+            return Variable(name, held[name], functools.partial(self.loaded.copy, name), gpu=True)
+        return Variable(name, held[name], emulated_copy(self.program.variable(name)), gpu=False)
 
     @functools.cached_property
     def only(self) -> "Kernel":

@@ -219,6 +219,11 @@ class Program:
         """(PTX type, size in bytes, alignment) of each parameter. Pointers are u64; structs are b8 with their size."""
         return [(p.type, p.size, p.align) for p in self._function(name).parameters]
 
+    @property
+    def variables(self) -> dict[str, int]:
+        """Names and sizes in bytes of the `__device__` and `__constant__` variables."""
+        return {n: v.size or 0 for n, v in self.module.variables.items() if v.space in ("global", "const")}
+
     def variable(self, name: str) -> np.ndarray:
         """Return the bytes (uint8, writable) of a `__device__` or `__constant__` variable, which outlive launches."""
         if name not in self.symbols:

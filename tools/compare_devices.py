@@ -7,6 +7,8 @@ Contents
     Buffers         the arguments of one launch, between margins, to be copied to each device
     difference      two results, bit for bit
     compare         one kernel, at each of its sizes
+    compare_all     every kernel, in this process
+    outlived        the same in processes of their own: an error that costs one the card, or its life, hides no other
     main            the command line
 
     python tools/compare_devices.py --json compare_devices.json
@@ -16,14 +18,18 @@ The emulator executes the PTX that the GPU's code was made from. An exact kernel
 alike; of an approximate one (`within`) the largest difference is shown and held to a bound. What the manual promises of
 approximate instructions is held against float64, on the GPU and in the emulator (`approximations`). Margins around the
 arrays are compared as well, so that a write outside is a difference. A kernel that faults in the emulator is not run on
-the GPU, where it could end the process for all others.
+the GPU. One that faults there alone (an illegal instruction, an address) takes the card from its process: it is
+reported, and a new process goes on with the next.
 Exits with 1 where a kernel differs, fails or has no plan, with 2 without a GPU.
 """
 
 import argparse
 import ast
+import itertools
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +72,8 @@ ELSEWHERE = (
 )
 MARGIN = 64  # elements before and behind every array
 POISON = 0x7FF5  # as 16, 32 or 64 bits a NaN: what outputs hold before the launch
+PIPE = "STYLEFORGE_COMPARE_PIPE"  # the file descriptor on which a process tells its rows
+LOST = 75  # its exit status where it has lost the card
 EXAMPLES = 3  # differing elements that a report shows
 
 
@@ -647,22 +655,83 @@ def compare(source: Source, kernels: list[Kernel], dry: bool) -> Row:
 # The command line
 
 
-def compare_all(found: list[Source], only: str, dry: bool) -> Iterator[Row]:
-    """Yield the row of each kernel; a text that does not compile is one row."""
+def compare_all(found: list[Source], only: str, dry: bool, done: int = 0) -> Iterator[Row]:
+    """Yield the row of each kernel but the first `done`; a text that does not compile is one row."""
+    numbers = itertools.count()
     for source in found:
         try:
             modules = [source.compile(arch) for arch in (ARCHITECTURES if dry else (None,))]
-            if source.arch and not dry and source.arch != gpu.card_arch():
-                said = f"it is for {source.arch}, and this card is {gpu.card_arch()}"
-                yield from (Row(name, source.place, verdict="skipped", said=said) for name in modules[0].kernels)
-                continue
             names = [name for name in modules[0].kernels if only in f"{source.place}:{name}"]
-            versions = {name: [module.kernel(name) for module in modules] for name in names}
+            skipped = source.arch and not dry and source.arch != gpu.card_arch()
+            versions = {} if skipped else {name: [module.kernel(name) for module in modules] for name in names}
         except Exception as error:
-            yield Row("-", source.place, verdict="ERROR", said=f"{type(error).__name__}: {error}")
+            if next(numbers) >= done:
+                yield Row("-", source.place, verdict="ERROR", said=f"{type(error).__name__}: {error}")
             continue
         for name in names:
-            yield compare(source, versions[name], dry)
+            if next(numbers) < done:
+                continue
+            if skipped:
+                said = f"it is for {source.arch}, and this card is {gpu.card_arch()}"
+                yield Row(name, source.place, verdict="skipped", said=said)
+            else:
+                told(begun=f"{source.place}:{name}")
+                yield compare(source, versions[name], dry)
+
+
+def told(**what: object) -> None:
+    """Tell the process that started this one, if one did, how far it is: a line of JSON on a pipe of its own."""
+    if PIPE in os.environ:
+        os.write(int(os.environ[PIPE]), (json.dumps(what) + "\n").encode())
+
+
+def tell_all(only: str, done: int) -> int:
+    """Compare for another process: tell it each row; return LOST where an error took the card from this one."""
+    for row in compare_all(sources(), only, False, done):
+        told(row=asdict(row))
+        if row.verdict == "ERROR" and lost():
+            return LOST
+    return 0
+
+
+def lost() -> bool:
+    """Return whether nothing can run on the card any more, in this process."""
+    try:
+        torch.cuda.synchronize()
+        torch.zeros(1, device="cuda").item()
+    except RuntimeError:
+        return True
+    return False
+
+
+def outlived(command: list[str]) -> Iterator[Row]:
+    """Yield the row of each kernel from processes of `command`, to which the number of rows that are there is added.
+
+    Where one is lost with the card, the next one goes on; where it ends in the middle of a kernel, that is its row.
+    """
+    done = 0
+    while True:
+        reading, writing = os.pipe()
+        child = subprocess.Popen([*command, str(done)], env={**os.environ, PIPE: str(writing)}, pass_fds=[writing])
+        os.close(writing)
+        begun, before = None, done
+        with open(reading, encoding="utf-8") as lines:
+            for line in lines:
+                message = json.loads(line)
+                begun = message.get("begun")
+                if "row" in message:
+                    done += 1
+                    yield Row(**message["row"])
+        status = child.wait()
+        if status == 0:
+            return
+        if begun is not None:
+            place, _, name = begun.rpartition(":")
+            done += 1
+            yield Row(name, place, verdict="ERROR", said=f"its process ended in the middle of it, with status {status}")
+        elif done == before:
+            yield Row("-", "-", verdict="ERROR", said=f"a process ended with status {status} before any kernel")
+            return
 
 
 def table(rows: list[Row]) -> str:
@@ -689,12 +758,16 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help=f"without a GPU: collect and compile everything for {', '.join(ARCHITECTURES)}, and emulate it",
     )
+    parser.add_argument("--tell-from", metavar="NUMBER", type=int, help=argparse.SUPPRESS)  # a process of `outlived`
     options = parser.parse_args(argv)
     if not options.dry_run and not gpu.available():
         print("no NVIDIA GPU here: add --dry-run to try the emulator alone", file=sys.stderr)
         return 2
-    bar = tqdm(compare_all(sources(), options.only, options.dry_run), unit=" kernels", file=sys.stderr)
-    rows = list(bar)
+    if options.tell_from is not None:
+        return tell_all(options.only, options.tell_from)
+    command = [sys.executable, __file__, "--only", options.only, "--tell-from"]
+    found = compare_all(sources(), options.only, True) if options.dry_run else outlived(command)
+    rows = list(tqdm(found, unit=" kernels", file=sys.stderr))
     print(table(rows))
     failed = [f"{row.kernel} ({row.verdict})" for row in rows if not row.passed]
     against = "the emulator and itself" if options.dry_run else f"the emulator and {torch.cuda.get_device_name()}"

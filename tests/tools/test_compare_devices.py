@@ -1,6 +1,7 @@
 """The command that compares the emulator with a GPU: it collects and runs every kernel, and it finds differences."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def pretended(monkeypatch):
     monkeypatch.setattr(compare_devices.gpu, "available", lambda: True)
     monkeypatch.setattr(compare_devices.torch.cuda, "get_device_name", lambda: "pretended")
     monkeypatch.setattr(compare_devices.Buffers, "run", pretended_run)
+    in_this_process = lambda command: compare_devices.compare_all(compare_devices.sources(), "", False)  # noqa: E731
+    monkeypatch.setattr(compare_devices, "outlived", in_this_process)
     monkeypatch.setattr(
         compare_devices, "sources", lambda: [Source("here", ADD), Source("there", ADD.replace("+ b", "- b"))]
     )
@@ -131,6 +134,54 @@ def test_one_failure_hides_no_other(pretended, monkeypatch, capsys):
     assert "CompileError" in said
     assert "EmulatorFault" in said
     assert "1 of 3 kernels agree" in said
+
+
+CHILD = """
+import json, os, sys
+def told(**what): os.write(int(os.environ["STYLEFORGE_COMPARE_PIPE"]), (json.dumps(what) + chr(10)).encode())
+done, kernels = int(sys.argv[-1]), ["fine", "wild", "good", "fatal", "last"]
+for name in kernels[done:]:
+    told(begun="here:" + name)
+    if name == "fatal":
+        os.abort()
+    told(row={"kernel": name, "source": "here", "verdict": "ERROR" if name == "wild" else "same"})
+    if name == "wild":
+        sys.exit(75)
+"""
+
+
+def test_a_kernel_that_costs_its_process_the_card_hides_no_other():
+    rows = list(compare_devices.outlived([sys.executable, "-c", CHILD]))
+    assert [(row.kernel, row.verdict) for row in rows] == [
+        ("fine", "same"),
+        ("wild", "ERROR"),
+        ("good", "same"),
+        ("fatal", "ERROR"),
+        ("last", "same"),
+    ]
+    assert "ended in the middle of it, with status -6" in rows[3].said
+    (row,) = compare_devices.outlived([sys.executable, "-c", "import sys; sys.exit(3)"])
+    assert "status 3 before any kernel" in row.said
+
+
+@pytest.mark.parametrize("card_is_lost", [True, False])
+def test_a_process_tells_its_rows_and_that_it_lost_the_card(pretended, monkeypatch, card_is_lost):
+    def fails(whole, start):
+        raise RuntimeError("an illegal instruction was encountered")
+
+    pretended["out"] = fails
+    reading, writing = os.pipe()
+    monkeypatch.setenv(compare_devices.PIPE, str(writing))
+    monkeypatch.setattr(compare_devices, "lost", lambda: card_is_lost)
+    assert compare_devices.main(["--tell-from", "0"]) == (compare_devices.LOST if card_is_lost else 0)
+    assert compare_devices.main(["--tell-from", "1"]) == (compare_devices.LOST if card_is_lost else 0)
+    os.close(writing)
+    with open(reading) as lines:
+        said = [json.loads(line) for line in lines]
+    assert [message["begun"] for message in said if "begun" in message] == (
+        ["here:add", "there:add"] if card_is_lost else ["here:add", "there:add", "there:add"]
+    )
+    assert all("illegal instruction" in message["row"]["said"] for message in said if "row" in message)
 
 
 def test_a_kernel_that_cannot_be_guessed_is_named():

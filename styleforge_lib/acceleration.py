@@ -364,6 +364,7 @@ class Plan:
                 tensors[step.target] = self.arena.tensor(step.target, shapes[step.target])
             self._ways.append((tensors.get(step.source), tensors.get(step.target), ways))
         self.out_shape = shapes["painting"]
+        self.bytes = self.arena.bytes + self.sums.nbytes + sum(scale.nbytes for scale in scales.values())
 
     def launch(self, x: torch.Tensor) -> torch.Tensor:
         """Launch every layer on the current stream."""

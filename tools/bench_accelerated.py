@@ -3,6 +3,7 @@
 Contents
     CASES               batch and size of the pictures
     candidates          ours, then PyTorch's ways, on one batch of pictures
+    peak_bytes          the memory of a call
     layers              each launch of our plan on its own
     overlapping         the plan with and without launches that overlap, side by side; records nothing
     accelerated         the part `accelerated` of tools/bench.py: measure, append the rows, print the ratios
@@ -15,7 +16,10 @@ Contents
 
 Each candidate is timed twice. Cold: the L2 cache is flushed before one call. Graph: ten calls in a CUDA graph, back to
 back (calls that cannot be captured, torch.compile's max-autotune, which holds graphs of its own: back to back, "warm").
-Peak: what one call allocates at most beyond what stood before it, weights and pictures not counted.
+Peak: what a call takes at most besides weights and pictures. That is what it allocates beyond what stood before it
+(PyTorch's caching allocator counts), and of ours also the buffers that its plan keeps between calls. What the graphs of
+torch.compile's max-autotune keep stands before the call and is not counted. A row of the operator
+"transformer_net_memory" and the method "memory" holds the peak as `bytes`, beside the times of the cold call.
 """
 
 import argparse
@@ -24,12 +28,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from styleforge_lib import acceleration
-from styleforge_lib.acceleration import Plan, accelerate
+from styleforge_lib.acceleration import AcceleratedTransformerNet, Plan, accelerate
 from styleforge_lib.lab import records
 from styleforge_lib.lab.bench import CLOCKS, Candidate, bench, errors
 from styleforge_lib.lab.peers import PHOTO, STYLE
@@ -77,9 +81,9 @@ def candidates(x: torch.Tensor, compiled: bool, dry: bool) -> Iterator[Candidate
 
     for numbers, dtype, tf32 in OURS[: 1 if dry else None]:
         fast = accelerate(net, dtype=dtype, tf32=tf32)
-        yield candidate("accelerate", lambda fast=fast: fast(x), numbers)
+        yield candidate("accelerate", Painting(fast, fast, x), numbers)
     fast, bytes_in = accelerate(net), x.round().to(torch.uint8)
-    yield candidate("accelerate uint8", lambda: fast.paint(bytes_in), "float16")
+    yield candidate("accelerate uint8", Painting(fast, fast.paint, bytes_in), "float16")
     if dry:
         yield candidate("eager", lambda: net(x), "float32", "nchw")
         return
@@ -100,8 +104,26 @@ def candidates(x: torch.Tensor, compiled: bool, dry: bool) -> Iterator[Candidate
         torch.backends.cudnn.allow_tf32 = before
 
 
+@dataclass(frozen=True)
+class Painting:
+    """A call of the accelerated network, which also tells what its plans keep."""
+
+    net: AcceleratedTransformerNet
+    paint: Callable[[torch.Tensor], torch.Tensor]
+    x: torch.Tensor
+
+    def __call__(self) -> torch.Tensor:
+        """Paint."""
+        return self.paint(self.x)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the plans' buffers, statistics and scales, which stands between calls."""
+        return sum(plan.bytes for plan in self.net._plans.values())
+
+
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Return what one call allocates at most, once it has been called before."""
+    """Return what one call takes at most, once it has been called before: see the top of this file."""
     run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -109,7 +131,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     result = run()
     torch.cuda.synchronize()
     del result
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated() - before + getattr(run, "kept_bytes", 0)
 
 
 def layers(x: torch.Tensor) -> Iterator[tuple[str, Candidate]]:
@@ -144,9 +166,12 @@ def accelerated(run: str, cases=CASES, *, compiled: bool = True, dry: bool = Fal
         print(f"\n{shape:35} {'cold ms':>9} {'graph ms':>9} {'PSNR dB':>8} {'peak MiB':>9}", flush=True)
         for one in candidates(x, compiled, dry):
             times = once(one, shape) if dry else timed(one, shape, run)
-            peak = 0 if dry else peak_bytes(one.run)
+            peak = getattr(one.run, "kept_bytes", 0) if dry else peak_bytes(one.run)
+            times.append(replace(times[0], operator=f"{OPERATOR}_memory", method="memory", bytes=peak, flops=None))
+            if not dry:
+                records.append(times[-1:])
             name = f"{one.version} {one.dtype}"
-            cold, warm = (row.median_ms for row in times)
+            cold, warm, _ = (row.median_ms for row in times)
             print(f"{name:35} {cold:9.4f} {warm:9.4f} {one.psnr_db:8.1f} {peak / 2**20:9.1f}", flush=True)
             found.append((name, times, peak))
         ratios(found)
@@ -218,7 +243,7 @@ def ratios(found: list[tuple[str, list[Measurement], int]]) -> None:
         for name, times, _ in found if ours else ():
             if times[0].version.startswith("accelerate") or times[0].dtype != dtype:
                 continue
-            cold, warm = (theirs.median_ms / mine.median_ms for theirs, mine in zip(times, ours, strict=True))
+            cold, warm = (theirs.median_ms / mine.median_ms for theirs, mine in zip(times[:2], ours, strict=False))
             print(f"  accelerate {dtype} is {cold:.2f}x (cold), {warm:.2f}x (warm) as fast as {name}")
 
 

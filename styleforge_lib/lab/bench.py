@@ -203,6 +203,7 @@ class Table:
             "graph": "replays of a CUDA graph back to back",
             "inside": "by the profiler",
             "host": "what the call costs the CPU",
+            "memory": "with the memory that the call takes",
         }
         how = "; ".join(dict.fromkeys(method.get(row.method, row.method) for row in self.rows))
         note = f"Median of many calls, {how}. " + ("Replayed from the record of " if self.replayed else "Measured on ")

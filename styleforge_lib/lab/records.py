@@ -25,7 +25,8 @@ class Measurement:
 
     ``method`` says how it was timed: ``cold`` (L2 flushed before every call, events around it), ``warm`` (back to
     back), ``graph`` (replays of a CUDA graph of several calls, back to back), ``inside`` (a stage within the running
-    network, by the profiler) or ``host`` (what the call costs the CPU).
+    network, by the profiler), ``host`` (what the call costs the CPU) or ``memory`` (``bytes`` is what the call takes at
+    most besides weights and inputs; its times are those of the cold call).
     ``rel_error`` is ||out - ref|| / ||ref|| against float64, ``psnr_db`` the same as a picture (peak 255).
     ``run`` is common to what was measured together: only rows of one run are compared.
     """

@@ -28,7 +28,11 @@ def test_bench(monkeypatch, capsys):
         "accelerate uint8",
         "eager",
     }
-    assert len({row.operator for row in rows}) == 1 + 16
+    assert len({row.operator for row in rows}) == 1 + 1 + 16
+    kept = {row.version: row.bytes for row in rows if row.method == "memory"}
+    # A plan's six quarters of 128 float16, and statistics and scales beside them.
+    assert 6 * 2 * 2 * 128 * 2 < kept["accelerate"] == kept["accelerate uint8"] < 100_000
+    assert kept["eager"] == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3 + 2 + 16
 
 

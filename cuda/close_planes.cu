@@ -31,10 +31,5 @@ extern "C" __global__ void __launch_bounds__(PLANE_ENTRIES)
         marked |= words[2][i] >= PLANE_POISON;
         for (int k = 0; k < 3; k++) total[k] += words[k][i];
     }
-    const double mean = total[0] * 0x1p-24 / n, square = (total[1] + total[2] * 0x1p-40) / n;
-    const double scale = weighted / sqrt(fmax(square - mean * mean, 0.0) + eps);
-    const float nan = __int_as_float(0x7fffffff);
-    reinterpret_cast<float2*>(affine)[blockIdx.x * channels + channel] =
-        marked ? float2{nan, nan}
-               : float2{static_cast<float>(scale), static_cast<float>(biased - mean * scale)};
+    reinterpret_cast<float2*>(affine)[blockIdx.x * channels + channel] = closed_plane(total, marked, n, weighted, biased, eps);
 }

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const Ring ring = {halo + TILE_BYTES, shared_address(full)};
     const int phase = blockIdx.x % PHASES, across = (columns_out + TILE_W - 1) / TILE_W;
     const Tile tile = {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x / PHASES / across) * BLOCK_H,
-                       static_cast<int>(blockIdx.x / PHASES % across) * TILE_W, phase};
+                       static_cast<int>(blockIdx.x / PHASES % across) * TILE_W, phase, static_cast<int>(threadIdx.x)};
     weights += phase * STEPS * STEP;
     const auto fetch = [&](int step) {
         if (step < STEPS) ring.fetch(step, weights + step * STEP);
@@ -56,8 +56,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     if (!DEPENDENTS_EARLY) launch_dependents();
     // Halo and weights are done with: the tile takes the halo's place, and its sums the last of the weights'.
     double2* rows_done = reinterpret_cast<double2*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
-    if (sums) tile_statistics(d, rows_done, tile, rows_out, columns_out);
-    stage(d, halo);
+    const Words words = rounded(d);
+    if (sums) tile_statistics(words, rows_done, tile, rows_out, columns_out);
+    stage(words, halo);
     __syncthreads();
     if (sums) add_statistics(rows_done, sums + (long long)blockIdx.y * PLANE_WORDS, blockIdx.x);
     write_staged(halo, out, tile, rows_out, columns_out);

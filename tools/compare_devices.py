@@ -64,6 +64,7 @@ ELSEWHERE = (
     "conv2d",
     "conv2d_hopper",
     "conv2d_hopper_pictures",
+    "residual_blocks_hopper",
     "upsample_conv2d",
     "conv2d_from_picture",
     "conv2d_to_picture",

@@ -74,6 +74,7 @@ __device__ int inside(int i, int size) {  // reflected, or repeated; beyond a re
 struct Tile {
     int image, y0, x0;  // rows and columns of the output, before doubling
     int phase;          // in y, where phases are blocks of their own
+    int thread;         // threadIdx.x
 };
 
 // What happens to a number on its way in; `affine` are scale, shift, scale, shift of two channels.
@@ -106,7 +107,7 @@ struct Input {
 // Load the halo of a tile into `halo`. affine: of the eight channels of group threadIdx.x % GROUPS.
 template <class Load>
 __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned halo, const Tile& tile) {
-    const int group = threadIdx.x % GROUPS, line = threadIdx.x / GROUPS;
+    const int group = tile.thread % GROUPS, line = tile.thread / GROUPS;
     const long long image = static_cast<long long>(tile.image) * in.height * in.width;
     for (int first = 0; first < LOADS; first += FLIGHT) {
         uint4 value[FLIGHT], other[FLIGHT];
@@ -192,21 +193,36 @@ __device__ void multiply(float (&d)[64], const Ring& ring, int begin, unsigned h
 
 __device__ int first_row() { return threadIdx.x / 128 * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
 
+// The numbers as they are written, two in a word: word[2 * y + half] are the two of row first_row() + 8 * half.
+struct Words {
+    unsigned word[32];
+};
+
+__device__ Words rounded(const float (&d)[64]) {
+    Words words;
+#pragma unroll
+    for (int i = 0; i < 32; i++) words.word[i] = Packed<TYPE>::word(d[2 * i], d[2 * i + 1]);
+    return words;
+}
+
 // The sums of a row of D (a plane of out) over the tile's pixels: four lanes have 32 pixels each, and all get the result.
-// WHOLE: the tile is within the picture.
+// They are those of what is written: a constant plane has no variance. WHOLE: the tile is within the picture.
 template <bool WHOLE>
-__device__ double2 row_sums(const float (&d)[64], int first, int height, int width) {
+__device__ double2 row_sums(const Words& words, int half, int height, int width) {
     const int x = threadIdx.x % 4 * 2;
-    const float pivot = __shfl_sync(~0u, d[first], threadIdx.x & 28);  // of the first pixel, which is always inside
+    const float first = Packed<TYPE>::floats(words.word[half]).x;
+    const float pivot = __shfl_sync(~0u, first, threadIdx.x & 28);  // of the first pixel, which is always inside
     float rest = 0.0f, m2 = 0.0f;
 #pragma unroll
-    for (int y = 0; y < TILE_H; y++)
+    for (int y = 0; y < TILE_H; y++) {
+        const float2 pair = Packed<TYPE>::floats(words.word[2 * y + half]);
         for (int e = 0; e < 2; e++)
             if (WHOLE || (y < height && x + e < width)) {
-                const float distance = d[4 * y + first + e] - pivot;
+                const float distance = (e ? pair.y : pair.x) - pivot;
                 rest += distance;
                 m2 = fmaf(distance, distance, m2);
             }
+    }
     for (int lanes = 1; lanes < 4; lanes *= 2) {
         rest += __shfl_xor_sync(~0u, rest, lanes);
         m2 += __shfl_xor_sync(~0u, m2, lanes);
@@ -214,16 +230,15 @@ __device__ double2 row_sums(const float (&d)[64], int first, int height, int wid
     return tile_sums(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W), pivot, rest, m2);
 }
 
-// Round d to what is written, and put the sums of its rows into rows_done[128]. rows, columns: of the output.
-__device__ void tile_statistics(float (&d)[64], double2* rows_done, const Tile& tile, int rows, int columns) {
-    round_to<TYPE>(d);  // the statistics are those of what is written: a constant plane has no variance
+// Put the sums of the rows of D into rows_done[128]. rows, columns: of the output.
+__device__ void tile_statistics(const Words& words, double2* rows_done, const Tile& tile, int rows, int columns) {
     const int top = tile.y0 + (SAME_ROWS ? threadIdx.x / 128 * TILE_H : 0), row = first_row();
     const int tall = rows - top, wide = columns - tile.x0;
     double2 one = {}, other = {};
     if (tall >= TILE_H && wide >= TILE_W)
-        one = row_sums<true>(d, 0, tall, wide), other = row_sums<true>(d, 2, tall, wide);
+        one = row_sums<true>(words, 0, tall, wide), other = row_sums<true>(words, 1, tall, wide);
     else if (tall > 0)
-        one = row_sums<false>(d, 0, tall, wide), other = row_sums<false>(d, 2, tall, wide);
+        one = row_sums<false>(words, 0, tall, wide), other = row_sums<false>(words, 1, tall, wide);
     if (threadIdx.x % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
 }
 
@@ -231,13 +246,16 @@ __device__ void tile_statistics(float (&d)[64], double2* rows_done, const Tile& 
 __device__ void add_statistics(const double2* rows_done, long long* sums, int slot) {
     if (threadIdx.x >= CHANNELS_OUT) return;
     double2 all = {};
-    for (int r = threadIdx.x; r < 128; r += CHANNELS_OUT) all = {all.x + rows_done[r].x, all.y + rows_done[r].y};
+    for (int i = 0; i < 128 / CHANNELS_OUT; i++) {
+        const double2 row = rows_done[i * CHANNELS_OUT + threadIdx.x];
+        all = {all.x + row.x, all.y + row.y};
+    }
     add_to_plane(sums, CHANNELS_OUT, threadIdx.x, slot, all);
 }
 
 constexpr int STAGED_BYTES = 2 * 128 * ROW;  // of a tile as whole pixels: [half][pixel 128][64 numbers], swizzled as ever
 
-__device__ void stage(const float (&d)[64], unsigned staged) {
+__device__ void stage(const Words& words, unsigned staged) {
     const unsigned half = staged + threadIdx.x / 128 * 128 * ROW;
     const int warp = threadIdx.x / 32 % 4, matrix = threadIdx.x % 32 / 8, line = threadIdx.x % 8;
 #pragma unroll
@@ -245,10 +263,19 @@ __device__ void stage(const float (&d)[64], unsigned staged) {
         const int pixel = (y + matrix / 2) * TILE_W + line, g = warp * 2 + matrix % 2;
         asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                          half + pixel * ROW + ((g ^ (pixel & 7)) << 4)),
-                     "r"(Packed<TYPE>::word(d[4 * y], d[4 * y + 1])), "r"(Packed<TYPE>::word(d[4 * y + 2], d[4 * y + 3])),
-                     "r"(Packed<TYPE>::word(d[4 * y + 4], d[4 * y + 5])), "r"(Packed<TYPE>::word(d[4 * y + 6], d[4 * y + 7]))
+                     "r"(words.word[2 * y]), "r"(words.word[2 * y + 1]), "r"(words.word[2 * y + 2]),
+                     "r"(words.word[2 * y + 3])
                      : "memory");
     }
+}
+
+__device__ uint4 staged_group(unsigned staged, int half, int pixel, int g) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(staged + half * 128 * ROW + pixel * ROW + ((g ^ (pixel & 7)) << 4))
+                 : "memory");
+    return v;
 }
 
 // The staged tile to out, 16 bytes a thread.
@@ -260,14 +287,10 @@ __device__ void write_staged(unsigned staged, TYPE* out, const Tile& tile, int r
                     static_cast<long long>(tile.image) * rows * columns * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-        const int id = threadIdx.x + j * THREADS, g = id % 8, part = HALVES_JOINED == 2 ? id / 8 % 2 : id / 1024;
+        const int id = tile.thread + j * THREADS, g = id % 8, part = HALVES_JOINED == 2 ? id / 8 % 2 : id / 1024;
         const int pixel = HALVES_JOINED == 2 ? id / 16 : id / 8 % 128;
         const int y = tile.y0 + pixel / TILE_W + (SAME_ROWS ? part * TILE_H : 0), at = tile.x0 + pixel % TILE_W;
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(staged + part * 128 * ROW + pixel * ROW + ((g ^ (pixel & 7)) << 4))
-                     : "memory");
+        const uint4 v = staged_group(staged, part, pixel, g);
         const int line_out = UPSAMPLE ? 2 * y + (PHASES == 2 ? tile.phase : part) : y;
         if (y < rows && at < columns)
             target[(static_cast<long long>(line_out) * columns + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;

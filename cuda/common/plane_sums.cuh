@@ -2,6 +2,7 @@
 //
 //   tile_sums(n, pivot, rest, m2)       of n numbers in float32 -> their sum and sum of squares, in double
 //   add_to_plane(sums, channels, channel, slot, tile)   adds them to a plane
+//   closed_plane(words, n, ...)         the three words of a plane, all slots added up -> scale and shift of its norm
 //   close_planes.cu                     the kernel that makes scale and shift of them
 //
 // layout     sums: of one image, int64 [SLOTS][3][channels], zero before the launch. SLOTS * channels is 512: blocks that add to one address wait for each other, so few
@@ -38,4 +39,12 @@ __device__ inline void add_to_plane(long long* sums, int channels, int channel, 
     add_only(word, __double2ll_rn(tile.x * 0x1p24));
     add_only(word + channels, __double2ll_rn(whole));
     add_only(word + 2 * channels, __double2ll_rn((tile.y - whole) * 0x1p40));
+}
+
+// x * scale + shift = (x - mean) / sqrt(variance + eps) * weight + bias, for a plane of n numbers.
+__device__ inline float2 closed_plane(const long long (&words)[3], bool marked, double n, float weight, float bias, float eps) {
+    const double mean = words[0] * 0x1p-24 / n, square = (words[1] + words[2] * 0x1p-40) / n;
+    const double scale = weight / sqrt(fmax(square - mean * mean, 0.0) + eps);
+    const float nan = __int_as_float(0x7fffffff);
+    return marked ? float2{nan, nan} : float2{static_cast<float>(scale), static_cast<float>(bias - mean * scale)};
 }

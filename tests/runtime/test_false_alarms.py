@@ -13,6 +13,7 @@ import compare_devices
 import test_conv2d_cuda_cores
 import test_conv2d_hopper
 import test_convolution
+import test_residual_blocks_hopper
 from compare_devices import Buffers, plan_of, sources
 
 from styleforge_lib.lab.xray import copied_arguments
@@ -130,3 +131,9 @@ def test_no_false_alarm_of_pictures_on_hopper(name, monkeypatch):
 def test_no_false_alarm_of_a_convolution_on_hopper(layer):
     said, launches = findings_of(lambda: test_conv2d_hopper.run(layer, test_conv2d_hopper.NORM, 1, 5, 6))
     assert (said, launches > 0) == ([], True)
+
+
+def test_no_false_alarm_of_a_residual_block_in_one_launch():
+    blocks, x, _ = test_residual_blocks_hopper.drawn(1, (1, 3, 10))
+    said, launches = findings_of(lambda: test_residual_blocks_hopper.in_one_launch(blocks, x))
+    assert (said, launches) == ([], 1)

@@ -73,8 +73,8 @@ def reference(block, v):
 
 
 def test_ragged_tiles_and_more_than_one_for_a_block():
-    """Four tiles on two blocks of threads: y of one lies in `out` meanwhile; neighbours are in other blocks."""
-    blocks, x, _ = drawn(1, (1, 19, 11))
+    """Three tiles on two blocks of threads: y of one lies in `out` meanwhile; neighbours are in the other block."""
+    blocks, x, _ = drawn(1, (1, 5, 19))
     out = in_one_launch(blocks, x, grid=2)
     assert torch.equal(out, one_by_one(blocks[0], x, None))
     expected, peer = reference(blocks[0], x.double()), reference(blocks[0], x)
@@ -83,7 +83,7 @@ def test_ragged_tiles_and_more_than_one_for_a_block():
 
 
 def test_several_blocks_of_several_pictures_after_a_convolution():
-    """Two blocks of threads for four tiles of two pictures: a block meets both, and scale and shift change under it."""
+    """Three tiles, each a picture, on two blocks of threads: scale and shift change under one of them."""
     blocks, x, affine = drawn(2, (3, 3, 5), affine=True)
     out = in_one_launch(blocks, x, affine, grid=2)
     expected = one_by_one(blocks[1], one_by_one(blocks[0], x, affine), None)
@@ -91,7 +91,7 @@ def test_several_blocks_of_several_pictures_after_a_convolution():
 
 
 def test_bfloat16_and_norms_without_parameters():
-    (drawn_block,), x, _ = drawn(1, (1, 2, 9), torch.bfloat16)
+    (drawn_block,), x, _ = drawn(1, (1, 17, 3), torch.bfloat16)
     block = ResidualBlock(drawn_block.weight1, Norm(eps=1e-3), drawn_block.weight2, Norm(eps=1e-3))
     assert torch.equal(in_one_launch([block], x), one_by_one(block, x, None))
 

@@ -366,6 +366,14 @@ def test_bfloat16_and_packed_halves():
         assert same_bits(got[:, 0].copy(), b.astype(np.float16)).all()
 
 
+def test_a_pair_with_relu_keeps_nan():
+    """PTX ISA: .relu clamps what is negative to 0, and a NaN becomes the canonical one."""
+    a, b = np.array([np.nan, -1.0, 2.0], np.float32), np.array([3.0, np.nan, -0.0], np.float32)
+    got = run_instruction("cvt.rn.relu.f16x2.f32 d, a, b;", [("f32", a), ("f32", b)], "f16x2")
+    wanted = np.stack([b, np.where(a < 0, np.float32(0), a)], -1).astype(np.float16)
+    np.testing.assert_array_equal(got.view(np.float16).reshape(-1, 2), wanted)
+
+
 @pytest.mark.parametrize("name", ["ex2.approx.f16", "ex2.approx.ftz.f16", "tanh.approx.f16"])
 def test_half_functions_of_every_number(name):
     """All 65536 inputs, alone and in pairs, against float64 and the manual's bound."""

@@ -167,7 +167,7 @@ def _pair(e, ins, m) -> None:
     for source in (ins.operands[2], ins.operands[1]):
         value = e.use(source, "f32")
         text = f"halved({value})" if rounding == "rn" else f"directed_float({wide(e, value)}, F2, 'rz')"
-        halves.append(f"extreme({text}, {e.constant(0, 'f16')}, True, False)" if relu else text)
+        halves.append(f"extreme({text}, {e.constant(0, 'f16')}, True, True)" if relu else text)  # NaN stays
     e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "f16x2")
 
 

@@ -31,8 +31,8 @@
 //
 // banks      The halo lies as planes, [c][y][x]: a run is contiguous, and one instruction loads four of its numbers.
 //            Lanes are neighbours in y. Eight of them load at a time, and must find 8 different sixteens of the 128
-//            bytes that the banks span: so a row is an odd number of 16-byte groups. With a stride, the columns of one
-//            remainder lie side by side.
+//            bytes that the banks span: so a row is an odd number of 16-byte groups. With a stride, the rows of one
+//            remainder mod STRIDE lie side by side, and the columns, too.
 //
 // The design is implicit GEMM (Chetlur et al., cuDNN, 2014) with register tiles (Volkov and Demmel, 2008).
 #ifndef C_IN  // the file alone, as a learner or a test compiles it: something small
@@ -84,13 +84,13 @@ constexpr int PAD = UPSAMPLE ? 1 : KERNEL / 2;
 constexpr int PASSES = PHASES * S::c_out / S::columns, CHUNKS = S::c_in / DEPTH;
 
 constexpr int HALO_H = (S::tile_h - 1) * STRIDES + TAPS, HALO_W = (S::tile_w - 1) * STRIDES + TAPS;
-constexpr int SIDE = up((HALO_W + STRIDES - 1) / STRIDES, 4);  // columns of one remainder
-constexpr int PITCH = odd_groups(SIDE * STRIDES);
-constexpr int PLANE = odd_groups(HALO_H * PITCH);  // odd: two groups of channels are stored to different banks
+constexpr int SIDE_H = (HALO_H + STRIDES - 1) / STRIDES, SIDE_W = up((HALO_W + STRIDES - 1) / STRIDES, 4);
+constexpr int PITCH = odd_groups(STRIDES * SIDE_W), PLANE = odd_groups(STRIDES * SIDE_H * PITCH);
 constexpr int HALO = DEPTH * PLANE;
 
 constexpr int WEIGHT_PITCH = up(S::columns, 4), WEIGHTS = DEPTH * TAPS * TAPS * WEIGHT_PITCH;
-constexpr int STAGING = TO_PICTURE ? S::columns * S::tile_h * S::tile_w : 0;  // in the place of halo and weights
+constexpr int STAGING_PITCH = S::tile_w + 1;  // so that neighbours in y fall in different banks
+constexpr int STAGING = TO_PICTURE ? S::columns * S::tile_h * STAGING_PITCH : 0;  // in the place of halo and weights
 constexpr int SHARED_BYTES = (HALO + WEIGHTS > STAGING ? HALO + WEIGHTS : STAGING) * 4;
 
 static_assert(S::tile_w % THREAD_PIXELS == 0, "whole runs");
@@ -124,7 +124,9 @@ struct Convolution {
     __device__ int source_y(int y) const { return at.y0 * STRIDES + y - PAD + phase / SIDE_PHASES; }
     __device__ int source_x(int x) const { return at.x0 * STRIDES + x - PAD + phase % SIDE_PHASES; }
     static __device__ int border(int i, int n) { return UPSAMPLE ? clamped(i, n) : reflected(i, n); }
-    static __device__ int place(int y, int x) { return y * PITCH + x % STRIDES * SIDE + x / STRIDES; }
+    static __device__ int place(int y, int x) {
+        return (y % STRIDES * SIDE_H + y / STRIDES) * PITCH + x % STRIDES * SIDE_W + x / STRIDES;
+    }
 
     __device__ void copy_weights(int chunk, float* to) const {
         const float* from = static_cast<const float*>(at.layer.weight) + (pass * CHUNKS + chunk) * WEIGHTS;
@@ -211,7 +213,7 @@ struct Convolution {
     }
 
     __device__ void multiply(const float* halo, const float* weights) {
-        const float* run = halo + row * STRIDES * PITCH + column;
+        const float* run = halo + place(row * STRIDES, column * STRIDES);
         weights += first;
 #pragma unroll 1
         for (int c = 0; c < DEPTH; c++)
@@ -222,7 +224,7 @@ struct Convolution {
                     constexpr int MOST = (TAPS + STRIDES - 1) / STRIDES;
                     const int taps = (TAPS - r + STRIDES - 1) / STRIDES;
                     float v[up(THREAD_PIXELS + MOST - 1, 4)], w[up(THREAD_COLUMNS, 4)];
-                    load_run(run + c * PLANE + dy * PITCH + r * SIDE, THREAD_PIXELS + taps - 1, v);
+                    load_run(run + c * PLANE + place(dy, r), THREAD_PIXELS + taps - 1, v);
 #pragma unroll
                     for (int t = 0; t < taps; t++) {
                         const int tap = (c * TAPS + dy) * TAPS + r + t * STRIDES;
@@ -313,12 +315,14 @@ struct Convolution {
         for (int j = 0; j < THREAD_COLUMNS; j++)
 #pragma unroll
             for (int i = 0; i < THREAD_PIXELS; i++)
-                staging[((first + j) * S::tile_h + row) * S::tile_w + column + i] = sums[i][j];
+                staging[((first + j) * S::tile_h + row) * STAGING_PITCH + column + i] = sums[i][j];
         __syncthreads();
-        for (int p = at.thread; p < STAGING; p += S::threads) {
-            const int x = at.x0 + p % S::tile_w, y = at.y0 + p / S::tile_w % S::tile_h, k = p / (S::tile_w * S::tile_h);
+        for (int p = at.thread; p < S::columns * S::tile_h * S::tile_w; p += S::threads) {
+            const int k = p / (S::tile_w * S::tile_h), i = p / S::tile_w % S::tile_h, j = p % S::tile_w;
+            const long long y = at.y0 + i, x = at.x0 + j;
             if (y < at.layer.height && x < at.layer.width)
-                out[k * plane + (long long)y * at.layer.width + x] = picture_of<Output>(staging[p]);
+                out[k * plane + y * at.layer.width + x] =
+                    picture_of<Output>(staging[(k * S::tile_h + i) * STAGING_PITCH + j]);
         }
     }
 };

@@ -101,7 +101,8 @@ def tiling_of(layer: Layer, arch: str) -> Tiling | None:
     if (layer.statistics and layer.c_out > PLANE_ENTRIES) or (layer.materialise and layer.stride > 1):
         return None
     card, tilings = limits(arch), list(_tilings(layer))
-    for room in (card.shared // 2 - card.reserved, card.shared_per_block):
+    half = card.shared_per_block if layer.picture_out else card.shared // 2 - card.reserved
+    for room in (half, card.shared_per_block):
         for tiling in tilings:
             if shared_bytes(layer, tiling) <= room:
                 return tiling
@@ -134,8 +135,8 @@ def shared_bytes(layer: Layer, t: Tiling) -> int:
     taps, stride = 2 if layer.upsample else layer.kernel, layer.stride
     height, width = ((n - 1) * stride + taps for n in (t.tile_h, t.tile_w))
     pitch = _odd_groups(_up(-(-width // stride), 4) * stride)
-    used = t.depth * (_odd_groups(height * pitch) + taps * taps * _up(t.columns, 4))
-    staging = t.columns * t.tile_h * t.tile_w if layer.picture_out else 0
+    used = t.depth * (_odd_groups(_up(height, stride) * pitch) + taps * taps * _up(t.columns, 4))
+    staging = t.columns * t.tile_h * (t.tile_w + 1) if layer.picture_out else 0
     return max(used, staging) * FLOAT_BYTES
 
 

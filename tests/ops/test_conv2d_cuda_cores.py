@@ -25,7 +25,6 @@ NARROW = {
         "first of a block": replace(LAYERS["first of a block"], c_in=32, c_out=64),
         "second of a block": replace(LAYERS["second of a block"], c_in=4, c_out=128),
         "upsampling": replace(LAYERS["deconv1"], c_in=16, c_out=32),
-        "upsampling, 64 columns": replace(LAYERS["deconv1"], c_in=4, residual=False),
         "5x5, bias, ReLU": replace(LAYERS["5x5, bias, ReLU"], c_in=12),
         "stride 3": replace(LAYERS["stride 3"], c_in=4),
         "1x1": LAYERS["1x1"],
@@ -45,7 +44,7 @@ def test_a_ragged_picture(name):
     assert check(operator, operator.launch, dtype=torch.float32, seed=0)
 
 
-@pytest.mark.parametrize("name", ["a half", "1x1, stride 2", "written as well", "5x5, bias, ReLU", "upsampling"])
+@pytest.mark.parametrize("name", ["a half", "written as well", "5x5, bias, ReLU", "upsampling"])
 def test_the_smallest_pictures(name):
     """Every pixel is of the border. Norms of so few pixels say more of the data than of the kernel: without them."""
     layer = replace(NARROW[name], statistics=False)
@@ -55,9 +54,9 @@ def test_the_smallest_pictures(name):
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the emulator runs the code of any architecture, a card its own")
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
-def test_other_architectures(arch):
-    operator = operator_of(NARROW["a half"], [RAGGED], arch)
+def test_turing():
+    """Without cp.async, and with less shared memory."""
+    operator = operator_of(NARROW["a half"], [RAGGED], "sm_75")
     assert check(operator, operator.launch, dtype=torch.float32, seed=0)
 
 

@@ -63,6 +63,7 @@ ELSEWHERE = (
     "close_planes",
     "conv2d",
     "conv2d_hopper",
+    "conv2d_hopper_persistent",
     "conv2d_hopper_pictures",
     "residual_blocks_hopper",
     "upsample_conv2d",

@@ -2,7 +2,9 @@
 // a warpgroup. Needs sm_90a.
 //
 //   shared_address(p)                       the 32-bit address of shared memory that these instructions take
-//   barrier_init / expect / wait            an mbarrier: threads and bytes arrive, a phase completes, its parity flips
+//   barrier_init / expect / arrive / wait   an mbarrier: threads and bytes arrive, a phase completes, its parity flips
+//   copy_async(to, from) / copies_commit / copies_wait<N>      16 bytes a thread, without registers (cp.async)
+//   load_shared(from), store_shared(to, v)  16 bytes of shared memory
 //   bulk_copy(to, from, bytes, barrier)     global to shared memory by the copy engine; the bytes arrive at the barrier
 //   fence_async()                           what this thread stored in shared memory may be read by the engines
 //   Wgmma<T>::m64n128k16(d, a, b)           d[64 x 128] += A[64 x 16] B[16 x 128], both from shared memory
@@ -32,6 +34,10 @@ __device__ inline void barrier_expect(unsigned barrier, unsigned bytes) {  // on
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+__device__ inline void barrier_arrive(unsigned barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 __device__ inline void barrier_wait(unsigned barrier, unsigned parity) {
     unsigned done = 0;
     while (!done)
@@ -46,6 +52,24 @@ __device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+
+__device__ inline void copy_async(unsigned to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+__device__ inline void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ inline uint4 load_shared(unsigned from) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+    return v;
+}
+__device__ inline void store_shared(unsigned to, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

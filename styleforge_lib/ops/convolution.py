@@ -17,6 +17,7 @@ import torch
 
 from styleforge_lib.ops import conv2d_hopper
 from styleforge_lib.ops.conv2d_cuda_cores import CudaCoreConvolution
+from styleforge_lib.ops.conv2d_hopper_persistent import PersistentConvolution
 from styleforge_lib.ops.conv2d_hopper_pictures import HopperFromPicture, HopperToPicture
 from styleforge_lib.ops.layer import Layer, Norm, close_planes
 from styleforge_lib.ops.picture_convolution import FromPicture, ToPicture
@@ -71,6 +72,7 @@ class HopperConvolution:
 
 
 KERNELS = [
+    PersistentConvolution,
     HopperConvolution,
     HopperFromPicture,
     HopperToPicture,

@@ -17,7 +17,7 @@ import test_residual_blocks_hopper
 from compare_devices import Buffers, plan_of, sources
 
 from styleforge_lib.lab.xray import copied_arguments
-from styleforge_lib.ops import conv2d_hopper_pictures
+from styleforge_lib.ops import conv2d_hopper_persistent, conv2d_hopper_pictures
 from styleforge_lib.runtime import compile_cuda
 from styleforge_lib.runtime.emulator import EmulatorFault, Trace
 from styleforge_lib.runtime.kernel import watching
@@ -121,6 +121,18 @@ def test_no_false_alarm_of_pictures_on_hopper(name, monkeypatch):
     monkeypatch.setattr(conv2d_hopper_pictures, "multiprocessors", lambda device: 1)
     layer = test_convolution.LAYERS[name]
     operator = test_convolution.operator_of(layer, [(1, 5, 70)], "sm_90a")
+    values = operator.cases[0].make(torch.Generator().manual_seed(1), layer.dtype)
+    outputs = [torch.full(out.shape, torch.nan, dtype=out.dtype) for out in operator.pytorch(*values)]
+    said, launches = findings_of(lambda: operator.launch(*values, *outputs))
+    assert (said, launches > 0) == ([], True)
+
+
+@pytest.mark.parametrize("name", ["conv2", "deconv2"])
+def test_no_false_alarm_of_a_persistent_convolution(name, monkeypatch):
+    """Three tiles of one block: both warpgroups write, and one of them twice."""
+    monkeypatch.setattr(conv2d_hopper_persistent, "multiprocessors", lambda device: 1)
+    layer = test_convolution.LAYERS[name]
+    operator = test_convolution.operator_of(layer, [(1, 40, 5) if layer.stride == 1 else (1, 70, 9)], "sm_90a")
     values = operator.cases[0].make(torch.Generator().manual_seed(1), layer.dtype)
     outputs = [torch.full(out.shape, torch.nan, dtype=out.dtype) for out in operator.pytorch(*values)]
     said, launches = findings_of(lambda: operator.launch(*values, *outputs))

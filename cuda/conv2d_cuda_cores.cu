@@ -13,7 +13,8 @@
 // sums, switches       as in conv2d.cu.
 // sizes      KERNEL is odd and PAD < height, width. DEPTH divides C_IN: a multiple of 4, or 3 of a picture. COLUMNS
 //            divides C_OUT: a multiple of 8, or 3 of a picture. All but pictures start at multiples of 16 bytes.
-// launch     grid (tiles * passes, images), 32 * WARPS_M * WARPS_N threads, SHARED_BYTES of dynamic shared memory.
+// launch     grid (tiles * passes, images), 32 * WARPS_M * WARPS_N threads, SHARED_BYTES of dynamic shared memory. The
+//            sizes of tiles are chosen by styleforge_lib/ops/conv2d_cuda_cores.py.
 // numbers    each product is added with one rounding, in the order of c, dy and dx (by its remainder mod STRIDE). The
 //            same launch gives the same bits.
 // moves      x once for each pass and half again for the halos, mostly from the L2 cache; out once.
@@ -78,14 +79,15 @@ using S = Launch;
 __device__ constexpr int up(int n, int step) { return (n + step - 1) / step * step; }
 __device__ constexpr int odd_groups(int floats) { return (up(floats, 4) / 4 | 1) * 4; }  // of 16 bytes
 
-constexpr int STRIDES = STRIDE, TAPS = UPSAMPLE ? 2 : KERNEL;  // of a row, and of a column
+constexpr int TAPS = UPSAMPLE ? 2 : KERNEL;  // of a row, and of a column
 constexpr int PHASES = UPSAMPLE ? 4 : 1, SIDE_PHASES = UPSAMPLE ? 2 : 1;
 constexpr int PAD = UPSAMPLE ? 1 : KERNEL / 2;
 constexpr int PASSES = PHASES * S::c_out / S::columns, CHUNKS = S::c_in / DEPTH;
 
-constexpr int HALO_H = (S::tile_h - 1) * STRIDES + TAPS, HALO_W = (S::tile_w - 1) * STRIDES + TAPS;
-constexpr int SIDE_H = (HALO_H + STRIDES - 1) / STRIDES, SIDE_W = up((HALO_W + STRIDES - 1) / STRIDES, 4);
-constexpr int PITCH = odd_groups(STRIDES * SIDE_W), PLANE = odd_groups(STRIDES * SIDE_H * PITCH);
+constexpr int HALO_H = (S::tile_h - 1) * STRIDE + TAPS, HALO_W = (S::tile_w - 1) * STRIDE + TAPS;
+// Rows, and columns, of one remainder mod STRIDE.
+constexpr int SIDE_H = (HALO_H + STRIDE - 1) / STRIDE, SIDE_W = up((HALO_W + STRIDE - 1) / STRIDE, 4);
+constexpr int PITCH = odd_groups(STRIDE * SIDE_W), PLANE = odd_groups(STRIDE * SIDE_H * PITCH);
 constexpr int HALO = DEPTH * PLANE;
 
 constexpr int WEIGHT_PITCH = up(S::columns, 4), WEIGHTS = DEPTH * TAPS * TAPS * WEIGHT_PITCH;
@@ -102,8 +104,8 @@ static_assert(S::c_in % DEPTH == 0 && (DEPTH % 4 == 0 || FROM_PICTURE), "channel
 struct Convolution {
     const Place at;
     const int pass, phase;
-    const int row, column;         // of the tile: where the thread's run starts
-    const int first;               // the thread's first column of the pass
+    const int row, column;  // of the tile: where the thread's run starts
+    const int first;        // the thread's first column of the pass
     float sums[THREAD_PIXELS][THREAD_COLUMNS];
 
     __device__ Convolution(const Layer& layer)
@@ -121,11 +123,11 @@ struct Convolution {
     // Loading: DEPTH channels of the halo, normalised on the way, and the weights that belong to them
 
     // Where a pixel of the halo comes from, -1 for the row before the picture's first and so on; and where it lies.
-    __device__ int source_y(int y) const { return at.y0 * STRIDES + y - PAD + phase / SIDE_PHASES; }
-    __device__ int source_x(int x) const { return at.x0 * STRIDES + x - PAD + phase % SIDE_PHASES; }
+    __device__ int source_y(int y) const { return at.y0 * STRIDE + y - PAD + phase / SIDE_PHASES; }
+    __device__ int source_x(int x) const { return at.x0 * STRIDE + x - PAD + phase % SIDE_PHASES; }
     static __device__ int border(int i, int n) { return UPSAMPLE ? clamped(i, n) : reflected(i, n); }
     static __device__ int place(int y, int x) {
-        return (y % STRIDES * SIDE_H + y / STRIDES) * PITCH + x % STRIDES * SIDE_W + x / STRIDES;
+        return (y % STRIDE * SIDE_H + y / STRIDE) * PITCH + x % STRIDE * SIDE_W + x / STRIDE;
     }
 
     __device__ void copy_weights(int chunk, float* to) const {
@@ -213,21 +215,21 @@ struct Convolution {
     }
 
     __device__ void multiply(const float* halo, const float* weights) {
-        const float* run = halo + place(row * STRIDES, column * STRIDES);
+        const float* run = halo + place(row * STRIDE, column * STRIDE);
         weights += first;
 #pragma unroll 1
         for (int c = 0; c < DEPTH; c++)
 #pragma unroll(TAPS <= 3 ? TAPS : 1)
             for (int dy = 0; dy < TAPS; dy++)
 #pragma unroll
-                for (int r = 0; r < STRIDES && r < TAPS; r++) {  // the taps of one remainder
-                    constexpr int MOST = (TAPS + STRIDES - 1) / STRIDES;
-                    const int taps = (TAPS - r + STRIDES - 1) / STRIDES;
+                for (int r = 0; r < STRIDE && r < TAPS; r++) {  // the taps of one remainder
+                    constexpr int MOST = (TAPS + STRIDE - 1) / STRIDE;
+                    const int taps = (TAPS - r + STRIDE - 1) / STRIDE;
                     float v[up(THREAD_PIXELS + MOST - 1, 4)], w[up(THREAD_COLUMNS, 4)];
                     load_run(run + c * PLANE + place(dy, r), THREAD_PIXELS + taps - 1, v);
 #pragma unroll
                     for (int t = 0; t < taps; t++) {
-                        const int tap = (c * TAPS + dy) * TAPS + r + t * STRIDES;
+                        const int tap = (c * TAPS + dy) * TAPS + r + t * STRIDE;
                         load_run(weights + tap * WEIGHT_PITCH, up(THREAD_COLUMNS, 4), w);
 #pragma unroll
                         for (int i = 0; i < THREAD_PIXELS; i++)

@@ -40,8 +40,8 @@ def accelerate(net: TransformerNet, *, dtype: torch.dtype = torch.float16, tf32:
     on CUDA cores; left out, what `torch.backends.cudnn.allow_tf32` says now.
 
     Input (N, 3, H, W) in 0..255, floating or uint8; output (N, 3, H', W') of the input's dtype (float32 for uint8).
-    `paint(x)` gives uint8. Where no kernel applies (a CPU, gradients, torch.compile, float64) PyTorch
-    computes the same. `report()` lists each layer and what runs it. `net` is copied, and not changed.
+    `paint(x)` gives uint8. Where no kernel applies (a CPU, gradients, torch.compile, float64) PyTorch computes
+    the same. `report()` lists each layer and what runs it. `net` is copied, and not changed.
     """
     if not isinstance(net, TransformerNet):
         raise TypeError(f"accelerate: net must be a TransformerNet, not {type(net).__name__}")

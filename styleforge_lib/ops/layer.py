@@ -20,7 +20,8 @@ from styleforge_lib.ops.elementwise import compiled
 EPS = 1e-5
 VECTOR_BYTES = 16
 PLANE_ENTRIES = 512  # as in cuda/common/plane_sums.cuh
-# How a layer's numbers are held and multiplied. "tf32" are float32 whose products the tensor core takes in TF32.
+# How a layer's numbers are held and multiplied. "tf32" are float32 whose products the tensor core takes in TF32;
+# of "float32" they are exact, on CUDA cores.
 STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 MACRO_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "tf32": "float", "float32": "float"}
 PICTURE_TYPES = {

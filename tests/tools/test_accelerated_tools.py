@@ -91,6 +91,12 @@ def test_check_finds_a_wrong_kernel(monkeypatch, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_check_of_exact_float32(monkeypatch, capsys):
+    monkeypatch.setattr(check_convolutions, "SMALL", (9, 12))
+    assert check_convolutions.main(["--dry-run", "--numbers", "float32", "--only", "deconv2"]) == 0
+    assert "CudaCore" in capsys.readouterr().out
+
+
 def test_sanitize_names_every_tool():
     lines = sanitize.commands(list(sanitize.TOOLS), "tf32")
     assert len(lines) == len(sanitize.TOOLS) * len(sanitize.KERNELS)

@@ -133,3 +133,15 @@ def test_channels_that_fill_no_fragment_are_pytorchs(name, emulated, launched):
 def test_a_reflection_wider_than_the_picture_is_refused_as_pytorch_does(emulated):
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"[Pp]adding"):
         pair("conv")[0](torch.randn(1, 16, 1, 5, device=DEVICE))
+
+
+def test_a_module_that_was_made_in_inference_mode(emulated, launched):
+    """Its parameters do not count their changes."""
+    with torch.inference_mode():
+        ours = FusedConv2d(16, 16, 3).to(DEVICE).half()
+        x = torch.randn(1, 16, 5, 6, device=DEVICE).half()
+        before = ours(x)
+        ours.conv2d.weight.mul_(2)
+        ours.conv2d.bias.mul_(2)
+        assert torch.equal(ours(x), 2 * before)
+    assert len(launched) == 2

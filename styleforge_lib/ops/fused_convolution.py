@@ -5,7 +5,8 @@ Contents
     convolve            one convolution -> its raw output, and scale and shift of the norm that follows
     apply_affine        relu(x * scale + shift) + residual
 
-Weights are packed once, and again when they have been changed. Tensors between two convolutions are (N, H, W, C).
+Weights are packed once, and again when they have been changed (those made in inference mode, which do not tell, at each
+call). Tensors between two convolutions are (N, H, W, C).
 """
 
 from dataclasses import replace
@@ -68,11 +69,13 @@ def convolve(
 def _packed(layer: Layer, conv: nn.Conv2d, norm: nn.InstanceNorm2d | None):
     bias = conv.bias if norm is None else None  # a norm takes it away again
     tensors = (conv.weight, bias, *((norm.weight, norm.bias) if norm is not None else ()))
+    after = None if norm is None else Norm(norm.weight, norm.bias, norm.eps)
+    if any(t is not None and t.is_inference() for t in tensors):  # nothing tells whether these have been changed
+        return prepare(replace(layer, bias=bias is not None), conv.weight, bias, after)
     key = (layer, architecture(conv.weight.device), None if norm is None else norm.eps)
     state = tuple(None if t is None else (t.data_ptr(), t._version) for t in tensors)
     kept = _PACKED.setdefault(conv.weight, {})
     if key not in kept or kept[key][0] != state:
-        after = None if norm is None else Norm(norm.weight, norm.bias, norm.eps)
         kept[key] = state, prepare(replace(layer, bias=bias is not None), conv.weight, bias, after)
     return kept[key][1]
 

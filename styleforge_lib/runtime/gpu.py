@@ -123,7 +123,7 @@ class GpuLauncher:
         self._launch, self._error = driver.launchKernel, driver.CUDADriverError
         self._stream, self._current = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
         self._functions: dict[int, int] = {}
-        self._resident: dict[tuple[int, int, int], int] = {}
+        self._resident: set[tuple[int, ...]] = set()
         self._shapes: dict[tuple, tuple[int, ...]] = {}
         self._packets: list[_Packet] = []
         self._packing = struct.Struct("<" + "".join(parameter.format for parameter in parameters))
@@ -145,16 +145,21 @@ class GpuLauncher:
                 try:
                     self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
                 except self._error as error:
-                    self._recover(error, device, shape, packet, self._launch)
+                    self._recover(error, device, shape, packet)
                 self._packets.append(packet)
                 return
         self._launch_with_care(shape, args)
 
     def together(self, grid, block, args, shared_bytes: int) -> None:
         """Launch cooperatively: all blocks are resident at once, else ValueError."""
-        shape = self._check_shape(grid, block, shared_bytes)
-        args = as_tuple(self.name, self.parameters, args)
-        self._launch_with_care(shape, args, self._launch_resident)
+        self._resident_twin(grid, block, args, shared_bytes)
+
+    @functools.cached_property
+    def _resident_twin(self) -> "GpuLauncher":
+        """The same launcher, whose launches are cooperative; what it has loaded and checked is shared."""
+        twin = copy.copy(self)
+        twin._launch = self._launch_resident
+        return twin
 
     @functools.cached_property
     def overlapping(self) -> "GpuLauncher":
@@ -167,12 +172,15 @@ class GpuLauncher:
         """Launch as `driver.launchKernel` does, but cooperatively, once it is certain that the blocks fit."""
         from cupy.cuda import driver
 
-        shape, shared_bytes = rest[:6], rest[6]
-        key = (function, math.prod(shape[3:]), shared_bytes)
-        if key not in self._resident:
-            self._resident[key] = driver.occupancyMaxActiveBlocksPerMultiprocessor(*key)
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        check_resident(self.name, shape, self._resident[key], properties.multi_processor_count, properties.name)
+        launch = (function, *rest[:7])
+        if launch not in self._resident:  # each launch is held against its card once: a handle belongs to one card
+            shape, shared_bytes = rest[:6], rest[6]
+            fitting = driver.occupancyMaxActiveBlocksPerMultiprocessor(function, math.prod(shape[3:]), shared_bytes)
+            properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+            check_resident(self.name, shape, fitting, properties.multi_processor_count, properties.name)
+            if len(self._resident) >= _SHAPES_KEPT:
+                self._resident.clear()
+            self._resident.add(launch)
         driver.launchCooperativeKernel(function, *rest[:-1])
 
     def _pack(self, values: list) -> "_Packet | None":
@@ -187,9 +195,8 @@ class GpuLauncher:
             return None
         return packet
 
-    def _launch_with_care(self, shape: tuple[int, ...], args, launch=None) -> None:
+    def _launch_with_care(self, shape: tuple[int, ...], args) -> None:
         """Launch what the quick way did not take: another card, CuPy arrays, NumPy numbers; or say what is wrong."""
-        launch = launch or self._launch
         values, device = self._checked(args)
         if device == _NONE:
             device = self._current()
@@ -198,16 +205,16 @@ class GpuLauncher:
             if device not in self._functions:
                 self._load(device)
             try:
-                launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+                self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
             except self._error as error:
-                self._recover(error, device, shape, packet, launch)
+                self._recover(error, device, shape, packet)
         self._packets.append(packet)
 
-    def _recover(self, error: Exception, device: int, shape: tuple[int, ...], packet: "_Packet", launch) -> None:
+    def _recover(self, error: Exception, device: int, shape: tuple[int, ...], packet: "_Packet") -> None:
         """Launch again where this thread had no context yet; any other refusal of the driver is an error."""
         if error.status == _INVALID_CONTEXT:
             _ensure_context()
-            launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
+            self._launch(self._functions[device], *shape, self._stream(device), packet.address, 0)
             return
         raise RuntimeError(
             f"kernel '{self.name}' was not launched: {error}. If it names an illegal access, an earlier kernel made "

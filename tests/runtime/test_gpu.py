@@ -103,7 +103,7 @@ def make(parameters, monkeypatch):
         launcher._launch, launcher._error = driver.launch, DriverError
         launcher._stream, launcher._current = (lambda card: 7000 + card), (lambda: 0)
         launcher._functions, launcher._shapes, launcher._packets = {0: 100, 1: 101}, {}, []
-        launcher._resident = {}
+        launcher._resident = set()
         launcher._packing = struct.Struct("<" + "".join(parameter.format for parameter in parameters[name]))
         launcher._quick = quick_check(parameters[name])
         launcher.limits = LaunchLimits("sm_80", 1024, "it", 0, 166912)
@@ -266,12 +266,14 @@ def test_a_cooperative_launch(cooperative):
     launcher, driver = cooperative
     arguments = (CardTensor(0x1000), -3, CardTensor(0x2000), 1.5, 7, 0.25)
     for _ in range(2):
+        driver.entered.clear()
         launcher.together((6, 2), (32, 2), arguments, 128)
     one, two = driver.launches
     assert (one.function, one.sizes, one.shared, one.stream) == (100, [6, 2, 1, 32, 2, 1], 128, 7000)
     assert [struct.unpack("<" + code, value)[0] for code, value in zip("QiQfIe", two.v, strict=True)] == [
         0x1000, -3, 0x2000, 1.5, 7, 0.25]  # fmt: skip
     assert driver.asked == [(100, 64, 128)]
+    assert not driver.entered  # the usual case is as quick as that of other launches
 
 
 def test_a_cooperative_launch_that_does_not_fit(cooperative):

@@ -16,9 +16,8 @@ def test_the_dry_run(monkeypatch, capsys, launched):
     rows = bench_host.host("a run", dry=True)
     assert len(capsys.readouterr().out.splitlines()) == len(rows) == 11
     assert {(row.operator, row.method) for row in rows} == {("call", "host")}
-    assert {"instance_norm_float32", "instance_norm_nhwc_apply_float32", "relu_float32", "residual_add_float32"} <= set(
-        launched
-    )
+    words = ("instance_norm_held", "instance_norm_nhwc", "relu_float32", "residual_add_float32")
+    assert all(any(name.startswith(word) for name in launched) for word in words), launched
 
 
 def test_without_a_gpu(monkeypatch, capsys):

@@ -20,10 +20,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from styleforge_lib.models.transformer_net import TransformerNet
+from styleforge_lib.models.transformer_net import ResidualBlock, TransformerNet
+from styleforge_lib.ops import residual_blocks_hopper
 from styleforge_lib.ops.convolution import architecture, kernel_for, prepare
 from styleforge_lib.ops.elementwise import PLAIN, emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import PICTURE_TYPES, Layer, Norm, plane_sums
+from styleforge_lib.ops.residual_blocks_hopper import ResidualBlocks, sums_of
 
 SHAPES_KEPT = 8  # plans of so many shapes are kept, the least recently used goes first
 OVERLAP = False  # whether the launches between the first and the last may begin before the one before has ended
@@ -98,7 +100,10 @@ class AcceleratedTransformerNet(TransformerNet):
         for (_, shape, taken, given), plan in list(self._plans.items()):
             size = "x".join(map(str, shape))
             kind = "CUDA graph" if plan.graph is not None else "launches"
-            lines.append(f"  planned: {size} {taken} to {given}: {plan.arena.bytes / 2**20:.1f} MiB of buffers, {kind}")
+            blocks = [step for step in plan.steps if step.blocks]
+            each = f"; {len(blocks[0].blocks)} residual blocks in a launch" if blocks else ""
+            memory = f"{plan.arena.bytes / 2**20:.1f} MiB of buffers"
+            lines.append(f"  planned: {size} {taken} to {given}: {memory}, {kind}{each}")
         return "\n".join(lines)
 
     def _run(self, x: torch.Tensor, given: torch.dtype) -> torch.Tensor:
@@ -112,7 +117,7 @@ class AcceleratedTransformerNet(TransformerNet):
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             if not self._is_prepared(x, given):
                 raise RuntimeError("call the network once with such a picture before you capture it in a CUDA graph")
-            return Plan(self._prepared(x.device, x.dtype, given), tuple(x.shape), x.device, given).launch(x)
+            return Plan(self._prepared(x.shape, x.device, x.dtype, given), tuple(x.shape), x.device, given).launch(x)
         return self._plan(x, given)(x)
 
     def _known(self, x: torch.Tensor, given: torch.dtype) -> "Plan | None":
@@ -165,7 +170,7 @@ class AcceleratedTransformerNet(TransformerNet):
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
-                plan = Plan(self._prepared(x.device, x.dtype, given), tuple(x.shape), x.device, given)
+                plan = Plan(self._prepared(x.shape, x.device, x.dtype, given), tuple(x.shape), x.device, given)
                 self._plans[key] = plan
                 while len(self._plans) > SHAPES_KEPT:
                     self._plans.popitem(last=False)[1].close()
@@ -174,15 +179,30 @@ class AcceleratedTransformerNet(TransformerNet):
 
     def _is_prepared(self, x: torch.Tensor, given: torch.dtype) -> bool:
         """Whether weights are packed and kernels are loaded: a capture would only note it down."""
-        steps = layers_of(self, self.numbers, x.dtype, given)
+        steps = layers_of(self, self.numbers, x.dtype, given, self._together(x.shape, x.device))
         return all((step.name, x.device, step.layer) in self._kernels for step in steps)
 
-    def _prepared(self, device: torch.device, taken: torch.dtype, given: torch.dtype) -> list["Step"]:
-        """Return the steps with their kernels; weights are packed once for all shapes."""
+    def _together(self, shape: tuple[int, ...], device: torch.device) -> int:
+        """Return how many residual blocks make one launch at this size; 0: each convolution is a launch of its own."""
+        height, width = quarter_size(*shape[2:])
+        for count in (BLOCKS, 1):
+            if residual_blocks_hopper.is_faster(count, shape[0] * height * width):
+                blocks = [residual_block_of(getattr(self, f"res{number}")) for number in range(1, BLOCKS + 1)]
+                if residual_blocks_hopper.takes(blocks, self.numbers, architecture(device)):
+                    return count
+        return 0
+
+    def _prepared(
+        self, shape: tuple[int, ...], device: torch.device, taken: torch.dtype, given: torch.dtype
+    ) -> list["Step"]:
+        """Return the steps of pictures of this shape with their kernels; weights are packed once for all shapes."""
         steps = []
-        for step in layers_of(self, self.numbers, taken, given):
+        for step in layers_of(self, self.numbers, taken, given, self._together(shape, device)):
             key = (step.name, device, step.layer)
-            if key not in self._kernels:
+            if key not in self._kernels and step.blocks:
+                blocks = [residual_block_of(block) for block in step.blocks]
+                self._kernels[key] = ResidualBlocks(blocks, self.numbers, architecture(device))
+            elif key not in self._kernels:
                 self._kernels[key] = prepare(step.layer, step.conv.weight, step.bias, step.norm)
             steps.append(replace(step, kernel=self._kernels[key]))
         return steps
@@ -232,7 +252,8 @@ class Step:
     """One launch: the layer, the convolution that it computes, and the norm that follows.
 
     source, target: the buffers that it reads and writes. residual, materialised: further ones. scale: whose scale and
-    shift it applies, a step's name.
+    shift it applies, a step's name. blocks: residual blocks that the launch computes, and then layer is the first of
+    their convolutions, and scratch are the buffers in which it leaves nothing.
     """
 
     name: str
@@ -245,18 +266,39 @@ class Step:
     scale: str | None = None
     residual: str | None = None
     materialised: str | None = None
+    blocks: tuple[ResidualBlock, ...] = ()
+    scratch: tuple[str, ...] = ()
     kernel: object = None
 
+    @property
+    def layers(self) -> list[str]:
+        """The network's convolutions that the launch computes."""
+        first = self.name.removeprefix("res")
+        numbers = range(int(first), int(first) + len(self.blocks)) if self.blocks else ()
+        return [f"res{number}.conv{which}" for number in numbers for which in (1, 2)] or [self.name]
 
-def layers_of(net: TransformerNet, numbers: str, taken: torch.dtype, given: torch.dtype) -> Iterator[Step]:
+
+def norm_of(module: nn.InstanceNorm2d) -> Norm:
+    """Return a norm as the kernels take it."""
+    return Norm(module.weight, module.bias, module.eps)
+
+
+def residual_block_of(block: ResidualBlock) -> residual_blocks_hopper.ResidualBlock:
+    """Return a residual block as the kernel takes it."""
+    first, second = (block.conv1.conv2d, block.in1), (block.conv2.conv2d, block.in2)
+    return residual_blocks_hopper.ResidualBlock(*(part for c, n in (first, second) for part in (c.weight, norm_of(n))))
+
+
+def layers_of(
+    net: TransformerNet, numbers: str, taken: torch.dtype, given: torch.dtype, together: int = 0
+) -> Iterator[Step]:
     """Yield the sixteen convolutions of a TransformerNet in order; taken, given: the dtypes of picture and painting.
+
+    together: so many residual blocks make one launch, 1 or BLOCKS; 0: each convolution is a launch of its own.
 
     Buffers: full, half are a convolution's raw output at the picture's size and half of it; quarter, inner those of the
     residual blocks; even, odd hold what is added on, in turns.
     """
-
-    def norm(module: nn.InstanceNorm2d) -> Norm:
-        return Norm(module.weight, module.bias, module.eps)
 
     def step(name: str, conv: nn.Conv2d, after: nn.InstanceNorm2d | None, source: str, target: str, **more) -> Step:
         fused = {key: more.pop(key) for key in ("relu_in", "upsample", "picture_in", "picture_out") if key in more}
@@ -274,14 +316,21 @@ def layers_of(net: TransformerNet, numbers: str, taken: torch.dtype, given: torc
             **fused,
         )
         bias = None if after is not None else conv.bias  # before a norm a bias is taken away again with the mean
-        return Step(name, layer, conv, bias, norm(after) if after is not None else None, source, target, **more)
+        return Step(name, layer, conv, bias, norm_of(after) if after is not None else None, source, target, **more)
 
     relu = {"relu_in": True}
     yield step("conv1", net.conv1.conv2d, net.in1, "picture", "full", picture_in=taken)
     yield step("conv2", net.conv2.conv2d, net.in2, "full", "half", scale="conv1", **relu)
     yield step("conv3", net.conv3.conv2d, net.in3, "half", "quarter", scale="conv2", **relu)
-    before, added = "conv3", None
-    for number in range(1, BLOCKS + 1):
+    before, added, last = "conv3", None, "quarter"
+    for number in range(1, BLOCKS + 1, together) if together else ():
+        blocks = tuple(getattr(net, f"res{n}") for n in range(number, number + together))
+        target, other = ("even", "odd") if number % 2 else ("odd", "even")
+        ways = {"scale": before, **relu} if before else {}
+        ways["scratch"] = ("inner", other) if together > 1 else ("inner",)
+        yield step(f"res{number}", blocks[0].conv1.conv2d, None, last, target, blocks=blocks, **ways)
+        before, last = None, target
+    for number in range(1, BLOCKS + 1) if not together else ():
         block, kept = getattr(net, f"res{number}"), ("even", "odd")[number % 2]
         ways = relu if added is None else {"residual": added}
         first = f"res{number}.conv1"
@@ -290,13 +339,21 @@ def layers_of(net: TransformerNet, numbers: str, taken: torch.dtype, given: torc
         before, added = f"res{number}.conv2", kept
         yield step(before, block.conv2.conv2d, block.in2, "inner", "quarter", scale=first, **relu)
     up = {"upsample": True}
-    yield step("deconv1", net.deconv1.conv2d, net.in4, "quarter", "half", scale=before, residual=added, **up)
+    ways = {} if together else {"scale": before, "residual": added}
+    yield step("deconv1", net.deconv1.conv2d, net.in4, last, "half", **ways, **up)
     yield step("deconv2", net.deconv2.conv2d, net.in5, "half", "full", scale="deconv1", **relu, **up)
     yield step("deconv3", net.deconv3.conv2d, None, "full", "painting", scale="deconv2", picture_out=given, **relu)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The plan of one shape
+
+
+def quarter_size(height: int, width: int) -> tuple[int, int]:
+    """Return height and width of the residual blocks."""
+    for _ in range(2):
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
 
 
 class Arena:
@@ -309,8 +366,7 @@ class Arena:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
         images, _, height, width = shape
-        for _ in range(2):
-            height, width = -(-height // 2), -(-width // 2)
+        height, width = quarter_size(height, width)
         self._quarter = images * height * width * QUARTER_CHANNELS
         self._memory = torch.empty(6 * self._quarter, dtype=dtype, device=device)
 
@@ -337,6 +393,7 @@ class Plan:
         self.shape, self.device, self.given, self.steps = shape, device, given, steps
         self.arena = Arena(shape, steps[0].layer.dtype, device)
         self.sums = plane_sums(shape[0], device)  # each launch leaves them zero for the next
+        self.block_sums = sums_of(shape[0], device) if any(step.blocks for step in steps) else None
         self.graph: torch.cuda.CUDAGraph | None = None
         self._calls, self._lock, self._done, self._stream = 0, threading.Lock(), None, None
         self._ways: list[tuple[torch.Tensor | None, torch.Tensor | None, dict]] = []
@@ -357,6 +414,10 @@ class Plan:
             if layer.statistics:
                 scales[step.name] = torch.empty(self.shape[0], layer.c_out, 2, device=self.device)
                 ways |= {"sums": self.sums, "affine_out": scales[step.name]}
+            if step.blocks:
+                names = dict(zip(("inner", "spare"), step.scratch, strict=False))
+                ways |= {way: self.arena.tensor(name, shapes[step.source]) for way, name in names.items()}
+                ways["sums"] = self.block_sums
             between = step.source != "picture" and step.target != "painting"
             if OVERLAP and between and getattr(step.kernel, "overlaps", False):
                 ways["overlap"] = True
@@ -364,7 +425,8 @@ class Plan:
                 tensors[step.target] = self.arena.tensor(step.target, shapes[step.target])
             self._ways.append((tensors.get(step.source), tensors.get(step.target), ways))
         self.out_shape = shapes["painting"]
-        self.bytes = self.arena.bytes + self.sums.nbytes + sum(scale.nbytes for scale in scales.values())
+        sums = [self.sums, *scales.values(), *([] if self.block_sums is None else [self.block_sums])]
+        self.bytes = self.arena.bytes + sum(tensor.nbytes for tensor in sums)
 
     def launch(self, x: torch.Tensor) -> torch.Tensor:
         """Launch every layer on the current stream."""

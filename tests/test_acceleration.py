@@ -10,7 +10,7 @@ import torch
 from styleforge_lib import TransformerNet, accelerate, acceleration, load_style
 from styleforge_lib.acceleration import SHAPES_KEPT, AcceleratedTransformerNet, Arena, layers_of
 from styleforge_lib.lab.bench import errors
-from styleforge_lib.ops import convolution
+from styleforge_lib.ops import convolution, residual_blocks_hopper
 from styleforge_lib.ops.layer import Layer
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel, chosen_device
 
@@ -230,18 +230,19 @@ def test_refused_arguments(style):
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("together", [0, 1, 5])
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 17, 33), (1, 3, 5, 6), (3, 3, 1080, 1919)])
-def test_what_is_alive_at_one_time_has_its_own_place(shape):
+def test_what_is_alive_at_one_time_has_its_own_place(shape, together):
     """Each launch: the bytes that it writes are none that it reads, and none that a later launch still wants."""
     with torch.device("meta"):
-        steps = list(layers_of(TransformerNet(), "float16", torch.float32, torch.float32))
+        steps = list(layers_of(TransformerNet(), "float16", torch.float32, torch.float32, together))
     arena = Arena(shape, torch.float16, torch.device("meta"))
     shapes = {"picture": shape}
     for step in steps:
         shapes[step.target] = step.layer.out_shape(shapes[step.source])
-        if step.materialised:
-            shapes[step.materialised] = shapes[step.source]
-        written = [name for name in (step.target, step.materialised) if name and name != "painting"]
+        also = [name for name in (step.materialised, *step.scratch) if name]
+        shapes |= dict.fromkeys(also, shapes[step.source])
+        written = [name for name in (step.target, *also) if name != "painting"]
         read = [name for name in (step.source, step.residual) if name and name != "picture"]
         later = steps[steps.index(step) + 1 :]
         wanted = read + [
@@ -263,7 +264,7 @@ def _read_before_written(name, steps):
     for step in steps:
         if name in (step.source, step.residual):
             return True
-        if name in (step.target, step.materialised):
+        if name in (step.target, step.materialised, *step.scratch):
             return False
     return False
 
@@ -293,6 +294,45 @@ def test_on_hopper_the_launches_between_first_and_last_may_overlap(style, emulat
     assert (names.count("conv2d_hopper"), names.count("conv2d_hopper_persistent")) == (12, 2)
     assert names.count("close_planes") == 15
     assert [may for _, may in launches[:31]] == [False] * 2 + [True] * 28 + [False]
+
+
+def test_residual_blocks_in_one_launch_paint_the_same(style, emulated, launched, monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(convolution, "EMULATED_ARCH", "sm_90a")
+    elif convolution.architecture(torch.device("cuda")) != "sm_90a":
+        pytest.skip("needs a Hopper card")
+    x, table = pictures(1, 3, 5, 6), residual_blocks_hopper.ONE_LAUNCH
+    plain = painted_between(accelerate(style), x)
+    for together in (5, 1):
+        launched.clear()
+        monkeypatch.setattr(residual_blocks_hopper, "ONE_LAUNCH", {**dict.fromkeys(table, ()), together: ((4, 4),)})
+        fast = accelerate(style)
+        assert torch.equal(painted_between(fast, x), plain)
+        assert launched.count("residual_blocks_hopper") == 5 // together
+        assert launched.count("conv2d_hopper") == 4
+        assert f"; {together} residual blocks in a launch" in fast.report()
+    assert not accelerate(style, dtype=torch.float32)._together(x.shape, x.device), "float32 has no such kernel"
+
+
+def painted_between(fast, x):
+    """Return what the launches between the first and the last make of numbers that are always the same."""
+    generator, plan = torch.Generator().manual_seed(0), fast._plan(x, x.dtype)
+    (_, first, _), (_, _, given), (last, _, _) = plan._ways[0], plan._ways[1], plan._ways[-1]
+    for tensor in (first, given["affine"]):
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    with torch.inference_mode():
+        plan._launch_between()
+    return last.clone()
+
+
+def test_a_launch_names_its_layers():
+    """What tools add up by layer is the same network, however its residual blocks are launched."""
+    with torch.device("meta"):
+        net = TransformerNet()
+    ways = [list(layers_of(net, "float16", torch.uint8, torch.uint8, together)) for together in (0, 1, 5)]
+    assert [len(way) for way in ways] == [16, 11, 7]
+    names = [[name for step in way for name in step.layers] for way in ways]
+    assert names[0] == names[1] == names[2] == [step.name for step in ways[0]]
 
 
 def test_layers_are_those_of_the_network():

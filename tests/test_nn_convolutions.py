@@ -8,6 +8,7 @@ from torch import nn
 
 from styleforge_lib import FusedConv2d, FusedConvInstanceNorm2d, FusedResidualBlock, FusedUpsampleConv2d
 from styleforge_lib.models.transformer_net import ConvLayer, ResidualBlock, UpsampleConvLayer
+from styleforge_lib.ops import convolution, residual_blocks_hopper
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device
 
 DEVICE = "cuda" if chosen_device() == "gpu" else "cpu"
@@ -100,6 +101,25 @@ def test_changed_weights_are_seen(name, emulated, launched):
         torch.testing.assert_close(after, theirs(x), rtol=2e-2, atol=2e-2)
     assert not torch.equal(before, after)
     assert launched
+
+
+def test_a_residual_block_in_one_launch(emulated, launched, monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(convolution, "EMULATED_ARCH", "sm_90a")
+    elif convolution.architecture(torch.device("cuda")) != "sm_90a":
+        pytest.skip("needs a Hopper card")
+    torch.manual_seed(0)
+    block, x = FusedResidualBlock(128).to(DEVICE, torch.float16), torch.randn(1, 128, 2, 3).to(DEVICE, torch.float16)
+    with torch.inference_mode():
+        expected = block(x)
+        monkeypatch.setattr(residual_blocks_hopper, "ONE_LAUNCH", {1: ((6, 6),)})
+        launched.clear()
+        assert torch.equal(block(x), expected)
+        assert launched == ["residual_blocks_hopper"]
+    with torch.no_grad():
+        block.in2.bias.add_(1)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x), expected + 1, rtol=2e-3, atol=2e-3)
 
 
 @each_pair

@@ -139,7 +139,7 @@ def layers(x: torch.Tensor) -> Iterator[tuple[str, Candidate]]:
     net = load_style(STYLE, x.device)
     costs = {stage.layer: stage.flops for stage in stages(net, tuple(x.shape)) if stage.kind == "conv"}
     fast = accelerate(net)
-    plan = Plan(fast._prepared(x.device, x.dtype, x.dtype), tuple(x.shape), x.device, x.dtype)
+    plan = Plan(fast._prepared(x.shape, x.device, x.dtype, x.dtype), tuple(x.shape), x.device, x.dtype)
     out = plan.launch(x)
     for step, (source, target, ways) in zip(plan.steps, plan._ways, strict=True):
         source, target = (given if made is None else made for made, given in ((source, x), (target, out)))
@@ -152,7 +152,7 @@ def layers(x: torch.Tensor) -> Iterator[tuple[str, Candidate]]:
                 dtype="float16",
                 layout="nhwc",
                 bytes=sum(t.nbytes for t in tensors if t is not None),
-                flops=costs[step.name],
+                flops=sum(costs[name] for name in step.layers),
             ),
         )
 

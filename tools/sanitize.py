@@ -5,7 +5,8 @@
     python tools/sanitize.py --dry-run                # print the commands, and run what they look at in the emulator
 
 Each tool watches the launches of our kernels alone (by name) in tools/check_convolutions.py --sanitize, which launches
-each kernel of each layer twice on a small ragged picture and holds it against float64. Exits with 1 where a tool
+each kernel of each layer twice on a small ragged picture and holds it against float64, or in
+tools/tune_residual_blocks.py --sanitize (Hopper), which holds it against those kernels. Exits with 1 where a tool
 complains, with 2 where compute-sanitizer or a GPU is missing.
 """
 
@@ -21,17 +22,23 @@ from styleforge_lib.ops.layer import STORAGE
 from styleforge_lib.runtime import gpu
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-KERNELS = ("conv2d", "close_planes")  # parts of their names
+KERNELS = {  # parts of their names, and the tool that launches them
+    "conv2d": "check_convolutions.py",
+    "close_planes": "check_convolutions.py",
+    "residual_blocks": "tune_residual_blocks.py",
+}
+HALVES_ALONE = ("residual_blocks",)  # float16 and bfloat16
 
 
 def commands(tools: list[str], numbers: str) -> list[list[str]]:
     """Return one command line for each tool and kernel."""
-    watched = [sys.executable, str(ROOT / "tools" / "check_convolutions.py"), "--sanitize", "--numbers", numbers]
     options = ["--error-exitcode", "1", "--target-processes", "all"]
     return [
-        ["compute-sanitizer", "--tool", tool, *options, "--kernel-name", f"kernel_substring={kernel}", *watched]
+        ["compute-sanitizer", "--tool", tool, *options, "--kernel-name", f"kernel_substring={kernel}"]
+        + [sys.executable, str(ROOT / "tools" / script), "--sanitize", "--numbers", numbers]
         for tool in tools
-        for kernel in KERNELS
+        for kernel, script in KERNELS.items()
+        if numbers in ("float16", "bfloat16") or kernel not in HALVES_ALONE
     ]
 
 

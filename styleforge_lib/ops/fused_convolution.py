@@ -4,6 +4,7 @@ Contents
     fused_layer         the layer that a kernel computes for this call, or None where PyTorch does
     convolve            one convolution -> its raw output, and scale and shift of the norm that follows
     apply_affine        relu(x * scale + shift) + residual
+    residual_block      a residual block in one launch, or None where several are the way
 
 Weights are packed once, and again when they have been changed (those made in inference mode, which do not tell, at each
 call). Tensors between two convolutions are (N, H, W, C).
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from styleforge_lib.ops import residual_blocks_hopper
 from styleforge_lib.ops.convolution import architecture, kernel_for, prepare
 from styleforge_lib.ops.elementwise import MAX_BLOCKS, THREADS, compiled, emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import VECTOR_BYTES, Layer, Norm, plane_sums
@@ -90,3 +92,25 @@ def apply_affine(
     kernel = compiled("apply_affine", x.device).kernel(f"apply_affine_{str(x.dtype).removeprefix('torch.')}")
     kernel(grid, THREADS, (x, affine, residual, x, channels, height * width, int(relu)))
     return x
+
+
+def residual_block(x: torch.Tensor, conv1: nn.Conv2d, norm1, conv2: nn.Conv2d, norm2) -> torch.Tensor | None:
+    """Return x + norm2(conv2(relu(norm1(conv1(x))))) in one launch; None where that does not apply, or is slower.
+
+    x: (N, H, W, C), contiguous; both convolutions are ones that `fused_layer` takes.
+    """
+    if not residual_blocks_hopper.is_faster(1, x[..., 0].numel()):
+        return None
+    numbers, arch = NUMBERS[x.dtype], architecture(x.device)
+    first, second = (Norm(norm.weight, norm.bias, norm.eps) for norm in (norm1, norm2))
+    block = residual_blocks_hopper.ResidualBlock(conv1.weight, first, conv2.weight, second)
+    if not residual_blocks_hopper.takes([block], numbers, arch):
+        return None
+    tensors = (conv1.weight, first.weight, first.bias, conv2.weight, second.weight, second.bias)
+    state = (first.eps, *(None if t is None else (t.data_ptr(), t._version) for t in tensors))
+    kept, key = _PACKED.setdefault(conv1.weight, {}), ("residual block", numbers, arch)
+    if key not in kept or kept[key][0] != state:
+        kept[key] = state, residual_blocks_hopper.ResidualBlocks([block], numbers, arch)
+    out, inner = torch.empty_like(x), torch.empty_like(x)
+    kept[key][1](x, out, inner=inner, sums=residual_blocks_hopper.sums_of(len(x), x.device))
+    return out

@@ -4,11 +4,13 @@ Contents
     CHANNELS            of the blocks that the kernel is written for
     ResidualBlock       the weights and norms of one block
     takes               does the kernel take such blocks, on this card?
+    ONE_LAUNCH          where one launch is faster than one for each convolution: a table of measurements
+    is_faster           what it says
     ResidualBlocks      blocks with their weights packed, ready to be launched (`cuda/residual_blocks_hopper.cu`)
     sums_of             room for the statistics of a launch
 
 out = v + norm2(conv2(relu(norm1(conv1(v))))), block after block, with the very bits of conv2d_hopper, close_planes and
-apply_affine launched one by one. Which of the two ways is taken, and when, is said in residual_block.py.
+apply_affine launched one by one.
 """
 
 from collections.abc import Sequence
@@ -25,6 +27,9 @@ CHANNELS = 128
 LAYER = (CHANNELS, CHANNELS, 1, False)
 THREADS, RESIDENT = 256, 2  # of a block of threads; blocks that a multiprocessor holds
 TILE_H, TILE_W = conv2d_hopper.TILE
+# {residual blocks in a launch: ((least, most), ...)}: pixels, of all pictures of a batch together, where one launch is
+# faster. tools/tune_residual_blocks.py prints it; nothing stands here that was not measured.
+ONE_LAUNCH: dict[int, tuple[tuple[int, int], ...]] = {1: (), 5: ()}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ def takes(blocks: Sequence[ResidualBlock], numbers: str, arch: str) -> bool:
     eps = {norm.eps for block in blocks for norm in (block.norm1, block.norm2)}
     right = shapes == {(CHANNELS, CHANNELS, 3, 3)} and len(eps) == 1
     return arch == "sm_90a" and numbers in ("float16", "bfloat16") and right
+
+
+def is_faster(count: int, pixels: int) -> bool:
+    """Whether `count` residual blocks of so many pixels, of all pictures together, are faster in one launch."""
+    return any(least <= pixels <= most for least, most in ONE_LAUNCH.get(count, ()))
 
 
 def sums_of(images: int, device: torch.device) -> torch.Tensor:

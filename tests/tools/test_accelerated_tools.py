@@ -11,6 +11,7 @@ import bench_accelerated
 import check_convolutions
 import psnr
 import sanitize
+import tune_residual_blocks
 
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
@@ -97,7 +98,36 @@ def test_check_of_exact_float32(monkeypatch, capsys):
     assert "CudaCore" in capsys.readouterr().out
 
 
+def test_residual_blocks_are_compared_bit_by_bit(monkeypatch, capsys):
+    monkeypatch.setattr(tune_residual_blocks, "SMALL", ((1, 2, 3),))
+    monkeypatch.setattr(tune_residual_blocks, "COMPARED", {1: ("layers", "added", "blocks")})
+    assert tune_residual_blocks.main(["--dry-run"]) == 0
+    ways_of = tune_residual_blocks.ways_of
+
+    def spoiled(*arguments):
+        ways = ways_of(*arguments)
+        out = ways.made["blocks"]
+        ways.made["blocks"] = lambda: out() + 0.01
+        return ways
+
+    monkeypatch.setattr(tune_residual_blocks, "ways_of", spoiled)
+    assert tune_residual_blocks.main(["--dry-run"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_the_table_of_residual_blocks():
+    """Ranges of neighbours at which one launch wins both times."""
+    one = {"layers": (1, 1), "added": (9, 9), "blocks": (8, 8)}
+    lost = {"layers": (1, 1), "added": (9, 7), "blocks": (8, 8)}
+    five = {"layers": (9, 9), "blocks": (9, 9), "stage": (8, 8)}
+    rows = {(1, 10): one, (1, 30): one, (1, 20): one, (1, 40): lost, (1, 50): one, (5, 10): five}
+    rows[5, 20] = {**five, "blocks": (7, 9)}
+    assert tune_residual_blocks.table(rows).endswith("= {1: ((10, 30), (50, 50)), 5: ((10, 10),)}")
+
+
 def test_sanitize_names_every_tool():
     lines = sanitize.commands(list(sanitize.TOOLS), "tf32")
-    assert len(lines) == len(sanitize.TOOLS) * len(sanitize.KERNELS)
+    assert len(lines) == len(sanitize.TOOLS) * (len(sanitize.KERNELS) - len(sanitize.HALVES_ALONE))
+    halves = sanitize.commands(list(sanitize.TOOLS), "float16")
+    assert len(halves) == len(sanitize.TOOLS) * len(sanitize.KERNELS)
     assert all(line[0] == "compute-sanitizer" and line[-1] == "tf32" for line in lines)

@@ -32,12 +32,13 @@ HALVES_ALONE = ("residual_blocks",)  # float16 and bfloat16
 
 def commands(tools: list[str], numbers: str) -> list[list[str]]:
     """Return one command line for each tool and kernel."""
-    options = ["--error-exitcode", "1", "--target-processes", "all"]
+    options = ["--error-exitcode", "1", "--target-processes", "all", "--kernel-name"]
+    watched = {kernel: [sys.executable, str(ROOT / "tools" / script)] for kernel, script in KERNELS.items()}
+    names = ["--sanitize", "--numbers", numbers]
     return [
-        ["compute-sanitizer", "--tool", tool, *options, "--kernel-name", f"kernel_substring={kernel}"]
-        + [sys.executable, str(ROOT / "tools" / script), "--sanitize", "--numbers", numbers]
+        ["compute-sanitizer", "--tool", tool, *options, f"kernel_substring={kernel}", *watched[kernel], *names]
         for tool in tools
-        for kernel, script in KERNELS.items()
+        for kernel in KERNELS
         if numbers in ("float16", "bfloat16") or kernel not in HALVES_ALONE
     ]
 

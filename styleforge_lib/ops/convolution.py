@@ -90,18 +90,19 @@ def prepare(
     norm: Norm | None = None,
     *,
     arch: str | None = None,
+    kernel: type | None = None,
 ):
     """Return the layer as the first of KERNELS that takes it: weights packed, ready to be launched.
 
     weight: (c_out, c_in, k, k) of any floating dtype, on the device that is to compute; bias (c_out,). Later changes of
-    them are not seen. norm: what follows, for layer.statistics. arch: another than the device's own. ValueError: no
-    kernel takes the layer.
+    them are not seen. norm: what follows, for layer.statistics. arch: another than the device's own. kernel:
+    another of KERNELS, which must take the layer. ValueError: no kernel takes the layer.
     """
     layer, arch = replace(layer, bias=bias is not None), arch or architecture(weight.device)
     norm = norm or Norm()
     norm = Norm(*(None if v is None else v.detach().float().contiguous() for v in (norm.weight, norm.bias)), norm.eps)
     bias = None if bias is None else bias.detach().float().contiguous()
-    return kernel_for(layer, arch)(layer, weight.detach(), bias, norm, arch)
+    return (kernel or kernel_for(layer, arch))(layer, weight.detach(), bias, norm, arch)
 
 
 @functools.lru_cache(1024)

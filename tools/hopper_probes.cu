@@ -392,7 +392,7 @@ __device__ void show_boxes(const TensorMap* map, unsigned* out, int n) {
     for (int k = 0; k < 4; k++) {
         if (!t) {
             expect(&b, 1024);
-            LOAD_BOX("2d", s, map, &b, "{%3, %4}", "r"((int)blockIdx.x * 37 - 70 + 16 * k), "r"((int)blockIdx.x * 9 - 5));
+            LOAD_BOX("2d", s, map, &b, "{%3, %4}", "r"((int)blockIdx.x * 40 - 72 + 16 * k), "r"((int)blockIdx.x * 9 - 5));
         }
         wait(&b, k & 1);
         out[2 * k * n + i] = s[t], out[(2 * k + 1) * n + i] = s[128 + t];
@@ -422,7 +422,7 @@ extern "C" __global__ void __launch_bounds__(128)
     int t = threadIdx.x, i = blockIdx.x * 128 + t, block = blockIdx.x;
     if (!t) {
         init(&b, 1), expect(&b, 256);
-        LOAD_BOX("3d", s, &map, &b, "{%3, %4, %5}", "r"(block % 3 * 6 - 4), "r"(block * 5 - 2), "r"(block % 4 - 1));
+        LOAD_BOX("3d", s, &map, &b, "{%3, %4, %5}", "r"(block % 3 * 8 - 4), "r"(block * 5 - 2), "r"(block % 4 - 1));
     }
     __syncthreads();
     wait(&b, 0);

@@ -25,6 +25,7 @@ from .warpgroup_operands import swizzled
 
 ALIGNMENT = 16
 BOX_ALIGNMENT = 128  # of a box in shared memory
+BOX_START = 16  # bytes: where a box may begin along the innermost axis (as an H200 does; the PTX ISA does not say it)
 NAN_FILL = (1 << 64) - 1  # a NaN in every floating type
 KIND = "bulk copy"
 _REDUCTIONS = {
@@ -231,6 +232,14 @@ class BulkCopies:
                 lambda _: f"the map has {len(content.box)} axes, and the instruction {len(corner)}",
             )  # fmt: skip
         corners = [part.expand(self._seen_by(part, lanes, value)).reshape(-1).astype(np.int64) for value in corner]
+        askew = corners[0] * content.element % BOX_START != 0
+        if askew.any():
+            block, thread = _who(part)
+            spot = Spot(region, 0, block, thread, np.arange(part.count), part, block)
+            raise fault_of(self.batch, "misaligned", site, spot, askew, lambda bad: (
+                f"the box begins {corners[0][bad]} elements of {content.element} bytes into the innermost axis: it may "
+                f"begin at multiples of {BOX_START} bytes only, and a GPU stops with an illegal instruction"
+            ))  # fmt: skip
         start = content.address - region.base
         for lane in range(part.count):
             where = content.offsets(tuple(int(values[lane]) for values in corners))

@@ -25,7 +25,7 @@ def on_the_emulator(monkeypatch):
     monkeypatch.setenv("STYLEFORGE_DEVICE", "emulator")
 
 
-def box_kernel(axes, corner="x0 + (int)blockIdx.x, x1, x2, x3, x4"):
+def box_kernel(axes, corner="x0 + 8 * (int)blockIdx.x, x1, x2, x3, x4"):
     """One box a block, as raw bytes; the corner's coordinates come as arguments, innermost first."""
     names = ", ".join(f"%{3 + i}" for i in range(axes))
     values = ", ".join(f'"r"({value})' for value in corner.split(", ")[:axes])
@@ -44,7 +44,7 @@ def box_kernel(axes, corner="x0 + (int)blockIdx.x, x1, x2, x3, x4"):
 
 
 def boxes(x, box, corner, *, grid=1, swizzle=0, fill="zeros", trace=None):
-    """Return `grid` boxes, of which each begins one element behind the last; corner is in the order of x's axes."""
+    """Return `grid` boxes, of which each begins eight elements behind the last; corner is in the order of x's axes."""
     count = int(np.prod(box))
     out = torch.zeros((grid, count), dtype=x.dtype)
     size = count * x.itemsize
@@ -64,20 +64,20 @@ def cut(x, box, corner, fill=0.0):
 
 
 @pytest.mark.parametrize(("shape", "box", "corner"), [
-    ((70,), (16,), (60,)), ((70,), (16,), (-9,)), ((12, 16), (4, 8), (3, 4)), ((12, 16), (4, 8), (-2, 13)), ((5, 16), (8, 16), (-1, -1)),
+    ((70,), (16,), (56,)), ((70,), (16,), (-8,)), ((12, 16), (4, 8), (3, 8)), ((12, 16), (4, 8), (-2, 8)), ((5, 16), (8, 16), (-1, -8)),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_boxes_inside_and_outside(shape, box, corner, dtype):
     x = torch.arange(1, 1 + int(np.prod(shape))).reshape(shape).to(dtype)
     got = boxes(x, box, corner, grid=2)
     for block in range(2):
-        assert torch.equal(got[block], cut(x, box, (*corner[:-1], corner[-1] + block)))
+        assert torch.equal(got[block], cut(x, box, (*corner[:-1], corner[-1] + 8 * block)))
 
 
 @pytest.mark.parametrize("axes", [3, 4, 5])
 def test_more_axes(axes):
     shape, box = (3, 2, 3, 4, 16)[-axes:], (2, 1, 2, 3, 8)[-axes:]
-    corner = (-1, 1, 2, 2, 11)[-axes:]
+    corner = (-1, 1, 2, 2, 12)[-axes:]
     x = torch.arange(1.0, 1 + int(np.prod(shape))).reshape(shape)
     got = boxes(x, box, corner)[0]
     wanted = torch.zeros(box)
@@ -176,6 +176,16 @@ def test_a_box_that_is_larger_than_its_place_and_one_that_lies_askew():
     askew = compile_cuda(box_kernel(2).replace('"r"(at(s))', '"r"(at(s) + 64)'), arch="sm_90a").only
     with pytest.raises(EmulatorFault, match="multiple of 128"):
         askew.emulate(1, 32, args, shared_bytes=2048)
+
+
+def test_a_box_may_begin_at_multiples_of_sixteen_bytes_alone():
+    """As an H200 has it: along the innermost axis, inside or outside, loading or storing."""
+    for corner in ((0, 3), (0, -2), (0, 62)):
+        with pytest.raises(EmulatorFault, match=r"begins -?[0-9]+ elements of 4 bytes .* multiples of 16 bytes") as caught:
+            boxes(torch.ones(8, 64), (4, 8), corner)
+        assert caught.value.kind == "misaligned"
+        with pytest.raises(EmulatorFault, match="multiples of 16 bytes"):
+            compile_cuda(STORE, arch="sm_90a").only.emulate(1, 32, (tensor_map(torch.zeros(8, 64), (4, 8)), *corner))
 
 
 @pytest.mark.parametrize(("tensor", "box", "options", "says"), [

@@ -79,6 +79,24 @@ class Region:
         return found
 
 
+class Snapshot:
+    """The words of a bank at some time, (owners, words), of one owner if all are alike; and forms made of them."""
+
+    __slots__ = ("_forms", "words")
+
+    def __init__(self, words: np.ndarray):
+        alike = words.shape[1] > 1 and (words[:, 0] == words[:, -1]).all() and (words == words[:, :1]).all()
+        self.words = np.ascontiguousarray(words[:, :1].T if alike else words.T)
+        self._forms: dict[str, np.ndarray] = {}
+
+    def form(self, key: str, make) -> np.ndarray:
+        """Return `make(words, key)`, made once."""
+        found = self._forms.get(key)
+        if found is None:
+            found = self._forms[key] = make(self.words, key)
+        return found
+
+
 class Bank:
     """One shared or local variable: words by owners (blocks, or lanes)."""
 
@@ -90,13 +108,27 @@ class Bank:
         self.shared = space == "shared"
         self._typed = {_U4: self._words}
         self._rows: dict[tuple[int, int], list] = {}
+        self._snapshot: Snapshot | None = None
+        self._until_snapshot = self._words.shape[0]
 
     @property
     def words(self) -> np.ndarray:
-        """The words, to be read or written: what `row` remembers of them is forgotten."""
+        """The words, to be read or written: what `row` and `snapshot` remember of them is forgotten."""
         if self._rows:
             self._rows = {}
+        self._snapshot, self._until_snapshot = None, self._words.shape[0]
         return self._words
+
+    def snapshot(self, reads: int) -> Snapshot | None:
+        """Return the words as they are, or None before as many have been read of them as there are since a write.
+
+        That many reads pay for a copy of all; its forms (float16 as numbers) are then there for those that follow.
+        """
+        if self._snapshot is None:
+            self._until_snapshot -= reads
+            if self._until_snapshot < 0 and self._words.shape[0] % 4 == 0:
+                self._snapshot = Snapshot(self._words)
+        return self._snapshot
 
     def typed(self, dtype: np.dtype) -> np.ndarray:
         """Return the words as a 4-byte type, to be read."""

@@ -113,10 +113,10 @@ class Batch:
             special = self._special(name) if name.startswith("%") and name not in plan.flat.registers else None
             if special is None:
                 special = _poison(plan.code.dtypes[name])
-            elif not isinstance(special, np.ndarray) or special.size > 1:
-                special = special.astype(plan.code.dtypes[name])
             else:
-                special = special.astype(plan.code.dtypes[name]).reshape(-1)[0]
+                special = special.astype(plan.code.dtypes[name])
+                if isinstance(special, np.ndarray) and (special == special.flat[0]).all():
+                    special = special.flat[0]
             self.values[bit] = special
 
     def _special(self, name: str):

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..parse import TYPE_BYTES, Imm, Pair
 from .emitter import DTYPES, dtype_name, helper, rule
+from .packed import half_of_pair
 
 _ORDERED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _UNSIGNED = {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
@@ -112,7 +113,7 @@ def _setp_pairs(e, ins, m):
     for half, register in enumerate((target.first, target.second)):
         if register is None:
             continue
-        x, y = (e.form(v, f"half{half}", f"half_of({v}, {half})") for v in (a, b))
+        x, y = (half_of_pair(e, v, half) for v in (a, b))
         e.set_expression(register, _compare(e, comparison, "f16", x, y, m), "pred")
 
 
@@ -146,7 +147,7 @@ def _set_pairs(e, ins, m):
     false = e.constant(0, "f16" if result == "f16x2" else "u16")
     halves = []
     for half in (0, 1):
-        x, y = (e.form(v, f"half{half}", f"half_of({v}, {half})") for v in (a, b))
+        x, y = (half_of_pair(e, v, half) for v in (a, b))
         halves.append(e.new(f"select({_compare(e, comparison, 'f16', x, y, m)}, {true}, {false})"))
     e.set_expression(ins.operands[0], f"joined({halves[0]}, {halves[1]})", "u32")
 

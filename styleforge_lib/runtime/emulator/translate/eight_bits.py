@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from .emitter import helper
+from .packed import half_of_pair
 
 KINDS = ("e4m3x2", "e5m2x2")
 NAN = np.uint8(0x7F)
@@ -87,5 +88,5 @@ def eight_bit_convert(e, ins, m) -> None:
         high, low = (e.use(value, "f32") for value in ins.operands[1:3])
     else:
         pair = e.use(ins.operands[1], "u32")
-        low, high = (e.form(pair, f"half{which}", f"half_of({pair}, {which})") for which in (0, 1))
+        low, high = (half_of_pair(e, pair, which) for which in (0, 1))
     e.set_expression(ins.operands[0], f"to_eight_bits({low}, {high}, {target!r}, {relu})", "u16")

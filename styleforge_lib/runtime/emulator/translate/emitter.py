@@ -424,11 +424,15 @@ class Emitter:
 
 
 def _without_unused(lines: list[str], optional: set[str]) -> list[str]:
-    """Leave out the definitions of optional variables that no line reads."""
-    if not optional:
-        return lines
-    read = {name for line in lines for name in _VARIABLE.findall(line.partition(" = ")[2] or line)}
-    return [line for line in lines if (name := line.partition(" = ")[0]) not in optional or name in read]
+    """Leave out the definitions of optional variables that no line reads, or only lines that are left out."""
+    kept, read = [], set()
+    for line in reversed(lines):
+        name, _, value = line.partition(" = ")
+        if name in optional and name not in read:
+            continue
+        read.update(_VARIABLE.findall(value or line))
+        kept.append(line)
+    return kept[::-1]
 
 
 def _with_deletions(lines: list[str]) -> Iterator[str]:

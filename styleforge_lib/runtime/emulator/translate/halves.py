@@ -3,19 +3,22 @@
 float32 holds the sum and the product of two float16 with room to spare, and float64 their fused multiply-add: the sum
 of a 22-bit product and a float16 is inexact in float64 only where the product is too small to reach a tie. One
 rounding to float16 at the end is therefore the correct one.
+
+Results stay float32, rounded to what a float16 holds; their bits are made where something asks for bits.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..float16 import halved, widened
+from ..float16 import fused_half, halved, narrowed, narrowed_pair, rounded_half, widened, widened_half
 from .brain_floats import brain_binary, brain_extreme, brain_fused, is_brain
 from .emitter import helper
+from .packed import half_of_pair
 
 _KINDS = ("f16", "f16x2")
-helper(widened)
-helper(halved)
+for function in (widened, widened_half, halved, rounded_half, fused_half, narrowed, narrowed_pair):
+    helper(function)
 
 
 @helper
@@ -37,32 +40,39 @@ def flush_half(value):
     return np.where(np.abs(value) < np.float16(2.0**-14), value * np.float16(0), value)[()]
 
 
-def _apply(e, ins, kind: str, expression, sources, ftz: bool = False) -> None:
-    """Set the result of `expression(*names)`, for each half of a pair."""
+def _apply(e, ins, kind: str, expression, sources, ftz: bool = False, wide: bool = False) -> None:
+    """Set the result of `expression(*names)`, for each half of a pair; `wide`: it is a float32 that a float16 holds."""
 
     def flushed(name: str) -> str:
         return e.form(name, "flush_half", f"flush_half({name})") if ftz else name
 
-    def result(text: str) -> str:
-        return f"flush_half({text})" if ftz else text
+    def result(names: list[str]) -> str:
+        text = expression(*names)
+        if not wide:
+            return e.new(f"flush_half({text})" if ftz else text)
+        found = e.new(text)
+        half = e.new(f"narrowed({found})", only_if_used=True)
+        e.forms[half, "widened"] = found
+        return half
 
     if kind == "f16":
-        names = [flushed(e.use(value, "f16")) for value in sources]
-        e.set_expression(ins.operands[0], result(expression(*names)), "f16")
+        e.set(ins.operands[0], result([flushed(e.use(value, "f16")) for value in sources]), "f16")
         return
     pairs = [e.use(value, "f16x2") for value in sources]
-    halves = []
-    for which in (0, 1):
-        names = [flushed(e.form(pair, f"half{which}", f"half_of({pair}, {which})")) for pair in pairs]
-        halves.append(e.new(result(expression(*names))))
-    found = e.new(f"joined({halves[0]}, {halves[1]})", only_if_used=True)
+    halves = [result([flushed(half_of_pair(e, pair, which)) for pair in pairs]) for which in (0, 1)]
+    if wide:
+        low, high = (e.forms[half, "widened"] for half in halves)
+        found = e.new(f"narrowed_pair({low}, {high})", only_if_used=True)
+    else:
+        found = e.new(f"joined({halves[0]}, {halves[1]})", only_if_used=True)
     e.forms.update({(found, f"half{which}"): half for which, half in enumerate(halves)})
     e.set(ins.operands[0], found, "f16x2")
 
 
 def wide_half(e, name: str, kind: str = "f32") -> str:
     """Return a float16 value as a wider float, converted once per block."""
-    wide = e.form(name, "widened", f"widened({name})")
+    origin = e.origins.get(name)
+    wide = e.form(name, "widened", f"widened_half({origin[0]}, {origin[1]})" if origin else f"widened({name})")
     return wide if kind == "f32" else e.form(wide, "F8", f"{wide}.astype(F8)")
 
 
@@ -76,8 +86,13 @@ def half_binary(e, ins, m) -> None:
     ftz, sat = m.flag("ftz"), m.flag("sat")
     m.finish()
     sign = {"add": "+", "sub": "-", "mul": "*"}[ins.opcode]
-    shape = "saturate(halved({} {} {}))" if sat else "halved({} {} {})"
-    _apply(e, ins, kind, lambda a, b: shape.format(wide_half(e, a), sign, wide_half(e, b)), ins.operands[1:3], ftz)
+    plain = not (ftz or sat)
+    shape = "rounded_half({} {} {})" if plain else "saturate(halved({} {} {}))" if sat else "halved({} {} {})"
+
+    def expression(a: str, b: str) -> str:
+        return shape.format(wide_half(e, a), sign, wide_half(e, b))
+
+    _apply(e, ins, kind, expression, ins.operands[1:3], ftz, wide=plain)
 
 
 def half_fused(e, ins, m) -> None:
@@ -90,14 +105,18 @@ def half_fused(e, ins, m) -> None:
     ftz, sat, relu = m.flag("ftz"), m.flag("sat"), m.flag("relu")
     m.finish()
 
+    plain = not (ftz or sat or relu)
+
     def expression(a: str, b: str, c: str) -> str:
+        if plain:
+            return f"fused_half({', '.join(wide_half(e, name) for name in (a, b, c))})"
         a, b, c = (wide_half(e, name, "f64") for name in (a, b, c))
         text = f"halved({a} * {b} + {c})"
         if relu:
             text = f"extreme({text}, {e.constant(0, 'f16')}, True, True)"
         return f"saturate({text})" if sat else text
 
-    _apply(e, ins, kind, expression, ins.operands[1:4], ftz)
+    _apply(e, ins, kind, expression, ins.operands[1:4], ftz, wide=plain)
 
 
 def half_sign(e, ins, m) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..float16 import widened
-from ..memory import Located, Site
+from ..memory import Located, Site, Snapshot
 from ..parse import Reg, Vec
 from ..warps import WarpForm, Warps
 from .emitter import helper, rule
 
 TF32 = np.uint32(0xFFFFE000)
 _WORD = np.dtype(np.uint32)
-_WORDS = np.arange(4)
+_WORDS, _ROWS = np.arange(4), np.arange(8)
+_PRECISE = dict.fromkeys(("f16", "bf16", "tf32"), np.float64)
 
 
 def items(operand) -> tuple:
@@ -41,15 +42,20 @@ def whole_form(m, lanes, site: Site) -> WarpForm:
     return form
 
 
-def elements(words: np.ndarray, kind: str) -> np.ndarray:
-    """32-bit words as the numbers in them, along the last axis: float64, or float32 of integers (exact to 2^24)."""
+def plain_elements(words: np.ndarray, kind: str) -> np.ndarray:
+    """32-bit words as the numbers in them, along the last axis: float32, which holds them all."""
     if kind == "f16":
-        return widened(words.view(np.float16)).astype(np.float64)
+        return widened(words.view(np.float16))
     if kind == "bf16":
-        return (words.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+        return (words.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     if kind == "tf32":
-        return (words & TF32).view(np.float32).astype(np.float64)
+        return (words & TF32).view(np.float32)
     return words.view(np.int8 if kind == "s8" else np.uint8).astype(np.float32)
+
+
+def elements(words: np.ndarray, kind: str) -> np.ndarray:
+    """Return the same as a product takes them: float64, or float32 of integers (exact to 2^24)."""
+    return plain_elements(words, kind).astype(_PRECISE.get(kind, np.float32), copy=False)
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -103,6 +109,35 @@ class Rows:
             words = np.ascontiguousarray(words[..., :1])
         self.form, self.words = form, words
 
+    def fragment(self, order: np.ndarray, kind: str) -> np.ndarray:
+        """Return whole rows as numbers, (warps, blocks, rows, K): `order` (rows, K / 8) numbers them 8 * matrix + row."""
+        warps, _, _, _, blocks = self.words.shape
+        words = self.words.reshape(warps, -1, 4, blocks).take(order.reshape(-1), axis=1)
+        return elements(_blocks_first(words), kind).reshape(warps, blocks, len(order), -1)
+
+
+class SnapshotRows:
+    """The same of a bank whose words have been kept: `units` (warps, matrices, 8 rows) say which 16 bytes of it."""
+
+    __slots__ = ("form", "snapshot", "units")
+
+    def __init__(self, form: WarpForm, snapshot: Snapshot, units: np.ndarray):
+        self.form, self.snapshot, self.units = form, snapshot, units
+
+    @property
+    def words(self) -> np.ndarray:
+        """The words, as `Rows` has them."""
+        words = self.snapshot.words.reshape(len(self.snapshot.words), -1, 4).take(self.units, axis=1)
+        return np.ascontiguousarray(np.moveaxis(words, 0, -1))
+
+    def fragment(self, order: np.ndarray, kind: str) -> np.ndarray:
+        """Return whole rows as numbers, as `Rows` does."""
+        numbers = self.snapshot.form(kind, plain_elements)
+        width = numbers.shape[1] * 4 // self.snapshot.words.shape[1]  # elements in 16 bytes
+        units = self.units.reshape(len(self.units), -1).take(order, axis=1)
+        found = numbers.reshape(len(numbers), -1, width).take(units, axis=1).swapaxes(0, 1)
+        return found.astype(_PRECISE.get(kind, found.dtype), "C").reshape(*found.shape[:2], len(order), -1)
+
 
 @helper
 def loaded_rows(m, count, address, offset, space, lanes, site):
@@ -114,6 +149,9 @@ def loaded_rows(m, count, address, offset, space, lanes, site):
             m.memory.check(where, 0, 16, site)
             if m.memory.trace is not None:
                 m.memory.trace.access(m.memory, where, 0, site)
+            snapshot = where.region.snapshot(4 * place.size)
+            if snapshot is not None:
+                return SnapshotRows(form, snapshot, (place >> 4).reshape(-1, count, 8))
             rows = (place >> 2).reshape(-1, count, 8, 1) + _WORDS
             return Rows(form, where.region.typed(_WORD).take(rows, axis=0))
     words = m.memory.load(where, 0, _WORD, 4, site)
@@ -166,23 +204,23 @@ def _turned(matrix: np.ndarray) -> np.ndarray:
 @helper
 def loaded_a(rows, numbers, kind, transposed):
     """Return a fragment A, (warps, blocks, 16, K), from the matrices that its registers are."""
-    words = rows.words if numbers == (0, 1, 2, 3) == tuple(range(rows.words.shape[1])) else rows.words[:, list(numbers)]
+    if not transposed:  # registers go down the rows first, then along K
+        return rows.fragment((8 * np.array(numbers).reshape(-1, 2, 1) + _ROWS).reshape(-1, 16).T, kind)
+    words = rows.words[:, list(numbers)]
     warps, count, _, _, blocks = words.shape
-    words = words.reshape(warps, count // 2, 2, 8, 4, blocks)  # registers go down the rows first, then along K
-    if transposed:
-        found = elements(_blocks_first(words), kind).reshape(warps, blocks, count // 2, 2, 8, 8)
-        return found.transpose(0, 1, 3, 5, 2, 4).reshape(warps, blocks, 16, -1)
-    return elements(_blocks_first(words.transpose(0, 2, 3, 1, 4, 5)), kind).reshape(warps, blocks, 16, -1)
+    words = words.reshape(warps, count // 2, 2, 8, 4, blocks)
+    found = elements(_blocks_first(words), kind).reshape(warps, blocks, count // 2, 2, 8, 8)
+    return found.transpose(0, 1, 3, 5, 2, 4).reshape(warps, blocks, 16, -1)
 
 
 @helper
 def loaded_b(rows, numbers, kind, transposed):
     """Return a fragment B, transposed, (warps, blocks, 8, K), from the matrices that its registers are."""
+    if not transposed:
+        return rows.fragment((8 * np.array(numbers).reshape(-1, 1) + _ROWS).T, kind)
     words = rows.words[:, list(numbers)]
     warps, _, _, _, blocks = words.shape
-    if transposed:
-        return elements(_blocks_first(words), kind).reshape(warps, blocks, -1, 8).swapaxes(-1, -2)
-    return elements(_blocks_first(words.transpose(0, 2, 1, 3, 4)), kind).reshape(warps, blocks, 8, -1)
+    return elements(_blocks_first(words), kind).reshape(warps, blocks, -1, 8).swapaxes(-1, -2)
 
 
 def _blocks_first(words: np.ndarray) -> np.ndarray:

@@ -9,6 +9,15 @@ from .emitter import helper, rule
 PAIRS = ("u16x2", "s16x2")
 
 
+def half_of_pair(e, pair: str, which: int) -> str:
+    """Return one half of a pair, made once per block, and only if something reads more than its `wide_half`."""
+    found = e.forms.get((pair, f"half{which}"))
+    if found is None:
+        found = e.forms[pair, f"half{which}"] = e.new(f"half_of({pair}, {which})", only_if_used=True)
+        e.origins[found] = (pair, which)
+    return found
+
+
 @helper
 def field(value, place, bits, signed):
     """Field number `place` of `bits` bits of a 32-bit word, as int64."""

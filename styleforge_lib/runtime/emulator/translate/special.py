@@ -16,6 +16,7 @@ from .comparisons import operand
 from .emitter import helper, rule
 from .floats import finish
 from .halves import wide_half
+from .packed import half_of_pair
 
 _FUNCTIONS = {"ex2": "exp2", "tanh": "tanh"}
 
@@ -114,7 +115,7 @@ def _half(e, ins, kind, ftz: bool):
         e.set_expression(ins.operands[0], result(e.use(ins.operands[1], "f16")), "f16")
         return
     a = e.use(ins.operands[1], "f16x2")
-    low, high = (result(e.form(a, f"half{h}", f"half_of({a}, {h})")) for h in (0, 1))
+    low, high = (result(half_of_pair(e, a, h)) for h in (0, 1))
     e.set_expression(ins.operands[0], f"joined({low}, {high})", "f16x2")
 
 

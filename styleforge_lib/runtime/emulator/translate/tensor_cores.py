@@ -19,7 +19,6 @@ import math
 
 import numpy as np
 
-from ..control_flow import read
 from ..float16 import halved
 from ..warps import WarpForm, Warps
 from .emitter import helper, rule
@@ -69,12 +68,9 @@ def _mma(e, ins, m):
     right = e.form(",".join(b), f"B.{kind_b}", _fragment(e, "b", b, kind_b, site))
     add = e.form(",".join(c), f"C.{result}", f"accumulator(L, ({', '.join(c)},), {result!r})")
     found = e.new(f"tile_product({left}, {right}, {add}, {result!r}, {saturates})")
-    if _only_accumulates(e, ins):
-        # No code reads these names: the next product takes the matrix as it is, out of the forms.
-        names = [f"w{found}_{number}" for number in range(counts[2])]
-    else:
-        registers = e.new(f"dealt(L, {found})")
-        names = [e.new(f"{registers}[{number}]") for number in range(counts[2])]
+    # The next product takes the matrix as it is, out of the forms; the registers are for others, if there are any.
+    registers = e.new(f"dealt(L, {found})", only_if_used=True)
+    names = [e.new(f"{registers}[{number}]", only_if_used=True) for number in range(counts[2])]
     for register, name in zip(items(target), names, strict=True):
         e.set(register, name, kinds[2])
     e.forms[",".join(names), f"C.{result}"] = found
@@ -88,20 +84,6 @@ def _fragment(e, which: str, registers: list[str], kind: str, site: str) -> str:
         if not transposed or kind in ("f16", "bf16"):
             return f"loaded_{which}({found}, {tuple(number for _, number, _ in loads)}, {kind!r}, {transposed})"
     return f"fragment_{which}(L, ({', '.join(registers)},), {kind!r}, {site}, m)"
-
-
-def _only_accumulates(e, ins) -> bool:
-    """Whether a product's result is the addend of further products of the same types in this block, and no more."""
-    target, block = ins.operands[0], e.block
-    names = {register.name for register in items(target)}
-    after = False
-    for other in block.instructions:
-        if after and names & set(read(other)):
-            same = other.opcode == "mma" and other.modifiers == ins.modifiers and other.operands[3] == target
-            if not same or any(names & {r.name for r in items(v)} for v in other.operands[1:3]):
-                return False
-        after = after or other is ins
-    return not any(block.live_out >> e.code.graph.bit[name] & 1 for name in names)
 
 
 def _stacked(form: WarpForm, values: tuple, shape: tuple[int, ...], place) -> np.ndarray:

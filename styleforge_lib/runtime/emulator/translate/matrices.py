@@ -110,7 +110,7 @@ class Rows:
         self.form, self.words = form, words
 
     def fragment(self, order: np.ndarray, kind: str) -> np.ndarray:
-        """Return whole rows as numbers, (warps, blocks, rows, K): `order` (rows, K / 8) numbers them 8 * matrix + row."""
+        """Return rows as numbers, (warps, blocks, rows, K); `order` (rows, K / 8) names them by 8 * matrix + row."""
         warps, _, _, _, blocks = self.words.shape
         words = self.words.reshape(warps, -1, 4, blocks).take(order.reshape(-1), axis=1)
         return elements(_blocks_first(words), kind).reshape(warps, blocks, len(order), -1)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .lanes import picked
+
 F2, F4 = np.dtype(np.float16), np.dtype(np.float32)
 _WORTH_IT = 512  # lanes
 with np.errstate(invalid="ignore"):  # signalling NaN become quiet, as they do on a GPU
@@ -112,17 +114,10 @@ def fused_half(a, b, c):
         return (a.astype(np.float64) * b.astype(np.float64) + c).astype(F2).astype(F4)
 
     def exactly(where: tuple[np.ndarray, ...]) -> np.ndarray:
-        x, y, z = (_picked(one, where).astype(np.float64) for one in (a, b, c))
+        x, y, z = (picked(one, where).astype(np.float64) for one in (a, b, c))
         return x * y + z
 
     return _rounded(value, exactly)
-
-
-def _picked(value, where: tuple[np.ndarray, ...]):
-    """Return the elements at some places; an axis of length 1 stands for all."""
-    if not isinstance(value, np.ndarray):
-        return value
-    return value[tuple(index if length > 1 else 0 for index, length in zip(where, value.shape, strict=True))]
 
 
 def _rounded(value: np.ndarray, exactly) -> np.ndarray:

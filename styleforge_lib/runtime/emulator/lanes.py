@@ -25,6 +25,13 @@ def is_scalar(value) -> bool:
     return not isinstance(value, np.ndarray)
 
 
+def picked(value, where: tuple[np.ndarray, ...]):
+    """Return the elements at some places; an axis of length 1 stands for all."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return value[tuple(index if length > 1 else 0 for index, length in zip(where, value.shape, strict=True))]
+
+
 class Universe:
     """T threads by B blocks, with the sets made of them."""
 

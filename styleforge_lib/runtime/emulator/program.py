@@ -25,7 +25,7 @@ from .parse import Module, Place, parse_module
 from .schedule import LANES_PER_BATCH, Batch, Pulse
 from .tensor_maps import TensorMap
 from .translate import KernelCode, compile_block, translate_block
-from .translate.floats import Underflow, forget_operands
+from .translate.multiply_add import Underflow, forget_operands
 
 MAX_THREADS = 1024
 RESERVED_SHARED = 1024  # bytes at the beginning of shared memory that the system keeps, as on a GPU

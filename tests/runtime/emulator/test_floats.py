@@ -10,7 +10,7 @@ from emulator_reference import DTYPES, edge_values, round_fraction, run_instruct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from styleforge_lib.runtime.emulator.translate import floats
+from styleforge_lib.runtime.emulator.translate import multiply_add
 
 MODES = ("rn", "rz", "rm", "rp")
 OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
@@ -95,11 +95,11 @@ def test_half_pairs_do_both_halves(operation):
 def way(request, monkeypatch):
     """Both ways to a fused multiply-add: what NumPy does in one operation, and what stands in for it elsewhere."""
     if request.param == "float64":
-        monkeypatch.setattr(floats, "COMPLEX_PRODUCT_FUSES", False)
-    elif not floats.COMPLEX_PRODUCT_FUSES:
+        monkeypatch.setattr(multiply_add, "COMPLEX_PRODUCT_FUSES", False)
+    elif not multiply_add.COMPLEX_PRODUCT_FUSES:
         pytest.skip("NumPy's complex product rounds twice on this processor")
     else:
-        monkeypatch.setattr(floats, "_WORTH_COMPLEX", 2)
+        monkeypatch.setattr(multiply_add, "_WORTH_COMPLEX", 2)
     return request.param
 
 
@@ -130,7 +130,7 @@ def test_fused_multiply_add_of_values_of_any_shape(shapes, way):
     whole = np.broadcast_shapes(*shapes)
     columns = [np.broadcast_to(value, whole).reshape(-1) for value in (a, b, c)]
     for x, y in ((a, b), (b, a)):
-        got = np.broadcast_to(floats.fma32(x, y, c), whole).reshape(-1)
+        got = np.broadcast_to(multiply_add.fma32(x, y, c), whole).reshape(-1)
         compare("fma", got.copy(), expected("fma", "f32", "rn", columns), columns)
 
 

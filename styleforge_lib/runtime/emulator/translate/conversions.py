@@ -8,8 +8,9 @@ from .comparisons import operand
 from .eight_bits import KINDS as EIGHT_BITS
 from .eight_bits import eight_bit_convert
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
-from .floats import _directed, wide
+from .floats import wide
 from .halves import wide_half
+from .multiply_add import directed
 
 _INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 _FLOATS = ("f16", "f32", "f64")
@@ -104,7 +105,7 @@ def directed_from_integer(value, dtype, mode):
         result = np.where(toward_down, np.nextafter(nearest, -np.inf), result)
         result = np.where(toward_up, np.nextafter(nearest, np.inf), result)
         return result[()]
-    return _directed(nearest, wide_nearest, error, mode).astype(dtype)[()]
+    return directed(nearest, wide_nearest, error, mode).astype(dtype)[()]
 
 
 _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
@@ -155,7 +156,7 @@ def _float_to_float(e, value: str, target: str, source: str, rounding, saturated
 def directed_float(value, dtype, mode):
     """float64 to a narrower float under .rz .rm .rp."""
     array = np.asarray(value)
-    return _directed(array.astype(dtype), array, np.zeros_like(array), mode).astype(dtype)[()]
+    return directed(array.astype(dtype), array, np.zeros_like(array), mode).astype(dtype)[()]
 
 
 def _pair(e, ins, m) -> None:

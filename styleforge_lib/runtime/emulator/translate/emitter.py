@@ -235,6 +235,7 @@ class Emitter:
         self.lowest = _lowest_offsets(block)
         self.origins: dict[str, tuple] = {}  # variable -> what a rule left about it for other rules
         self.optional: set[str] = set()
+        self.sums: dict[int, tuple[int, int]] | None = None  # which instructions are one sum, once `floats` has looked
 
     # --- code ------------------------------------------------------------------------------------------------------
 

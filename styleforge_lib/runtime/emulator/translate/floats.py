@@ -2,229 +2,36 @@
 
 NumPy rounds +, -, *, / and sqrt to nearest as IEEE 754 and PTX (.rn) do. The rest is built on float64:
 
-- fused multiply-add of float32: NumPy's complex product is the one operation of it that uses the processor's fused
-  multiply-add, and with a = (a, -1) and b = (b, c) its real part is a * b + c, rounded once: half the time of the
-  following, which stands in where a probe at import finds no such instruction, and for few lanes. The product of two
-  float32 is exact in float64, so `float32(float64(a) * b + c)` rounds twice only in the sum. Twice rounded goes wrong
-  only where the float64 sum sits exactly between two float32 numbers; such lanes are found by their bits and repaired
-  with the sum's error term (Knuth's TwoSum), rounding to odd (Boldo and Melquiond 2008).
+- fused multiply-add of float32: see `multiply_add`.
 - directed rounding (.rz .rm .rp): round to nearest, compare with the exact result, step to the neighbour if needed.
 - fused multiply-add of float64: Boldo and Melquiond's algorithm, with Python's fractions where exponents are extreme.
 """
 
 from __future__ import annotations
 
-import threading
 from fractions import Fraction
 
 import numpy as np
 
+from ..control_flow import read
+from ..lanes import picked
 from .comparisons import operand
 from .emitter import HELPERS, dtype_name, helper, rule
 from .integers import integer_add, integer_divide, integer_extreme, integer_sign
+from .multiply_add import chains, directed, repaired, to_odd, two_sum_error
 
-F4, F8, C8 = np.float32, np.float64, np.complex64
-_C8 = np.dtype(C8)
-_MIDPOINT = np.int32(-(2**31))
-_THREE = np.int32(3)
+F4, F8 = np.float32, np.float64
 _TWO_SUM_SAFE = 2.0**1000
-_WORTH_COMPLEX = 256  # elements; fewer are faster in float64, and a loop over one element need not be fused
 
 
-class Underflow:
-    """Whether the last conversion to float32 gave an inexact subnormal; NumPy calls `note` (see `schedule`)."""
-
-    seen = False
-
-    @classmethod
-    def note(cls, _kind: str, _flag: int) -> None:
-        """NumPy's error callback."""
-        cls.seen = True
-
-
-# --- fused multiply-add, float32 --------------------------------------------------------------------------------------
-
-
-class _Scratch(threading.local):
-    """The complex operands of the last fused multiply-add of a thread, with the arrays whose copies they hold.
-
-    Values are never changed in place, so an array that comes again (a pixel times eight weights) need not be copied.
-    """
-
-    def __init__(self):
-        self.room = np.empty(0, C8)  # (factor, addend)
-        self.pairs = {sign: np.empty(0, C8) for sign in (1, -1)}  # (other factor, sign)
-        self.in_room, self.in_pairs = None, {1: None, -1: None}
-
-
-_scratch = _Scratch()
-
-
-def forget_operands() -> None:
-    """Let go of the operands that `fma32` remembers."""
-    _scratch.__init__()
-
-
-@helper
-def fma32(a, b, c):
-    """float32 of a * b + c, rounded once. The result may be a strided view.
-
-    It is one half of a complex array whose other half nobody reads. The next fused multiply-add that takes the result
-    puts its second operand there, which is all the copying that a sum of products needs: from (c, b) the product with
-    (a, 1) has a * b + c for its imaginary part, from (b, c) that with (a, -1) for its real part. An array that holds
-    its result in the imaginary part has an axis more than the result, so that one can tell.
-    """
-    if a.size > b.size:
-        a, b = b, a
-    size = b.size if b.size > c.size else c.size
-    if size < _WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
-        return _fma32_wide(a.astype(F8), b.astype(F8), c)
-    for held, other, sign in ((c, b, 1), (b, c, -1)):
-        room = held.base
-        if room is None or room.dtype is not _C8:
-            continue
-        shape, axes = held.shape, held.ndim
-        if room.shape[-axes:] != shape or room.strides[-axes:] != held.strides:
-            continue  # a part of the result
-        if other.shape != shape and other.shape and not _fits(other.shape, shape):
-            continue
-        if room.ndim == axes:
-            room.imag = other
-        else:
-            room, sign = room[0], -sign
-            room.real = other
-        return _complex_product(a, sign, room)
-    scratch, room = _scratch, _scratch.room
-    shape = b.shape if b.shape == c.shape else np.broadcast(b, c).shape
-    if scratch.in_room is not b or room.shape != shape:
-        if room.shape != shape:
-            room = scratch.room = np.empty(shape, C8)
-        room.real = scratch.in_room = b
-    room.imag = c
-    return _complex_product(a, -1, room)
-
-
-def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
-    """Whether a shape broadcasts into another."""
-    return all(have in (1, want) for have, want in zip(shape, into, strict=True))
-
-
-def _complex_product(a, sign: int, room: np.ndarray):
-    """Return the real (sign -1) or imaginary part of (a, sign) times a complex array."""
-    if isinstance(a, np.ndarray):
-        pair, held = _scratch.pairs[sign], _scratch.in_pairs
-        if held[sign] is not a:
-            if pair.shape != a.shape:
-                pair = _scratch.pairs[sign] = np.empty(a.shape, C8)
-                pair.imag = sign
-            pair.real = held[sign] = a
-    else:
-        pair = complex(a, sign)
-    if sign < 0:
-        return np.multiply(pair, room).real
-    return np.multiply(pair, room[None])[0].imag
-
-
-def _complex_product_fuses() -> bool:
-    """Whether both parts of NumPy's complex64 product, as `fma32` uses them, are a * b + c, rounded once.
-
-    They are wherever NumPy's vector loops have the processor's own fused multiply-add (x86-64 with FMA3, ARM64). The
-    question is put to every form that such a loop has: contiguous, one operand constant along it, and odd lengths.
-    """
-    rng = np.random.default_rng(0)
-    whole, row, column = (1 + rng.random(shape).astype(F4) for shape in ((37, 41), (1, 41), (37, 1)))
-    for a, b in ((whole, whole[::-1]), (row, whole), (column, whole), (row, column), (F4(1.1), whole)):
-        exact = a.astype(F8) * b
-        c = -exact.astype(F4)  # leaves what rounding the product would lose
-        for parts, sign in (((b, c), -1), ((c, b), 1)):
-            room = np.empty(c.shape, C8)
-            room.real, room.imag = parts
-            if (_complex_product(a, sign, room) != exact + c).any():
-                return False
-    return True
-
-
-COMPLEX_PRODUCT_FUSES = _complex_product_fuses()
-
-
-def _fma32_wide(a, b, c):
-    """float32 of a * b + c from float64 a and b: the sum's second rounding is repaired where it could tell."""
-    total = a * b + c.astype(F8)
-    Underflow.seen = False
-    if not isinstance(total, np.ndarray):
-        result = F4(total)
-        if (int(total.view(np.uint64)) & 0x1FFFFFFF) != 0x10000000 and not Underflow.seen:
-            return result
-        return _repaired(np.array([a * b]), np.array([c]), np.array([total]), "rn")[0]
-    result = total.astype(F4)
-    if (total.view(np.int32) << _THREE).min() == _MIDPOINT or Underflow.seen:
-        _repair(a, b, c, total, result)
-    return result
-
-
-def _repair(a, b, c, total, result) -> None:
-    """Redoes the lanes whose float64 sum lies between two float32 numbers, or is subnormal there."""
-    doubtful = (total.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
-    if Underflow.seen:
-        doubtful |= (np.abs(total) < 2.0**-125) & (total != 0)
-    where = np.nonzero(doubtful)
-    if where[0].size:
-        a, b, c, sums = (_picked(value, where) for value in (a, b, c, total))
-        result[where] = _repaired(a * b, c.astype(F8), sums, "rn")
-
-
-def _picked(value, where: tuple[np.ndarray, ...]):
-    """Return the elements at some places; an axis of length 1 stands for all."""
-    if not isinstance(value, np.ndarray):
-        return value
-    return value[tuple(index if length > 1 else 0 for index, length in zip(where, value.shape, strict=True))]
-
-
-def _two_sum_error(a, b, total):
-    """Return A + b - total, exactly (Knuth)."""
-    from_b = total - a
-    return (a - (total - from_b)) + (b - from_b)
-
-
-def _repaired(a, b, total, mode: str):
-    """float32 of a + b under a rounding mode, where total is their float64 sum."""
-    error = _two_sum_error(a, b, total)
-    error = np.where(np.isfinite(total), error, 0.0)
-    if mode == "rn":
-        return _to_odd(total, error).astype(F4)
-    return _directed(total.astype(F4), total, error, mode)
-
-
-def _to_odd(total, error):
-    """Where the sum was inexact, the neighbour with an odd last bit: rounding that again cannot go wrong."""
-    even = (total.view(np.int64) & 1) == 0
-    neighbour = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
-    return np.where((error != 0) & even, neighbour, total)
-
-
-def _directed(nearest, total, error, mode: str):
-    """Return the float32 on the wanted side of total + error, given the nearest one."""
-    wide = nearest.astype(F8)
-    above = (wide > total) | ((wide == total) & (error < 0))
-    below = (wide < total) | ((wide == total) & (error > 0))
-    down, up = np.array(-np.inf, nearest.dtype), np.array(np.inf, nearest.dtype)
-    lower = np.where(above, np.nextafter(nearest, down), nearest)
-    upper = np.where(below, np.nextafter(nearest, up), nearest)
-    if mode == "rm":
-        result = lower
-    elif mode == "rp":
-        result = upper
-    else:
-        result = np.where(np.signbit(nearest), upper, lower)
-    # An infinity that came from rounding, not from the operands, steps back above; a true one stays.
-    return np.where(np.isfinite(total), result, nearest)
+# --- float32 under other rounding modes -------------------------------------------------------------------------------
 
 
 @helper
 def rounded_sum(a, b, mode):
     """float32 of a + b under .rz .rm .rp; float64 operands that hold float32 values or their products."""
     total = np.asarray(a + b)
-    result = _repaired(np.asarray(a), np.asarray(b), total, mode)
+    result = repaired(np.asarray(a), np.asarray(b), total, mode)
     if mode == "rm":  # x + (-x) is -0 when rounding down
         zero = (total == 0) & ~(np.signbit(a) == np.signbit(b))
         result = np.where(zero & (np.asarray(a) == -np.asarray(b)), F4(-0.0), result)
@@ -235,7 +42,7 @@ def rounded_sum(a, b, mode):
 def rounded_product(a, b, mode):
     """float32 of a * b under .rz .rm .rp."""
     total = np.asarray(a * b)
-    return _directed(total.astype(F4), total, np.zeros_like(total), mode).astype(F4)[()]
+    return directed(total.astype(F4), total, np.zeros_like(total), mode).astype(F4)[()]
 
 
 @helper
@@ -247,7 +54,7 @@ def rounded_quotient(a, b, mode):
     error = np.where(np.isfinite(nearest) & (b != 0) & np.isfinite(b), remainder * np.sign(b), 0.0)
     wide = nearest.astype(F8)
     total = np.where(np.isfinite(wide), wide, a / b)
-    return _directed(nearest, total, error, mode).astype(F4)[()]
+    return directed(nearest, total, error, mode).astype(F4)[()]
 
 
 @helper
@@ -257,7 +64,7 @@ def rounded_root(a, mode):
     nearest = np.sqrt(a).astype(F4)
     wide = nearest.astype(F8)
     error = np.where(np.isfinite(wide), a - wide * wide, 0.0)
-    return _directed(nearest, wide, error, mode).astype(F4)[()]
+    return directed(nearest, wide, error, mode).astype(F4)[()]
 
 
 # --- float64 ----------------------------------------------------------------------------------------------------------
@@ -280,12 +87,12 @@ def fma64(a, b, c, mode="rn"):
     shape = np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(c))
     a, b, c = (np.broadcast_to(np.asarray(value, F8), shape).reshape(-1) for value in (a, b, c))
     high, low = _two_product(a, b)
-    first, rest = c + low, _two_sum_error(c, low, c + low)
+    first, rest = c + low, two_sum_error(c, low, c + low)
     total = high + first
-    tail = _two_sum_error(high, first, total)
+    tail = two_sum_error(high, first, total)
     odd = tail + rest
-    error = _two_sum_error(tail, rest, odd)
-    result = total + _to_odd(odd, error)
+    error = two_sum_error(tail, rest, odd)
+    result = total + to_odd(odd, error)
     size = np.maximum(np.abs(high), np.abs(c))
     plain = np.isfinite(total) & (size < _TWO_SUM_SAFE) & (np.abs(a) < 2.0**500) & (np.abs(b) < 2.0**500)
     plain &= ((np.abs(high) > 2.0**-900) | (a == 0) | (b == 0)) & (mode == "rn")
@@ -460,7 +267,21 @@ def fused(e, ins, m) -> None:
     rounding, ftz, sat = _mode(m, kind)
     m.finish()
     a, b, c = (operand(e, value, kind, ftz) for value in ins.operands[1:4])
-    finish(e, ins.operands[0], _fused(e, kind, rounding, a, b, c), kind, ftz, sat)
+    place, count = _place_in_sum(e, ins)
+    if count < 2:
+        finish(e, ins.operands[0], _fused(e, kind, rounding, a, b, c), kind, ftz, sat)
+        return
+    total = c if place else f"RunningSum({c}, {count})"
+    e.set_expression(ins.operands[0], f"{total}.{'total' if place == count - 1 else 'plus'}({a}, {b})", kind)
+
+
+def _place_in_sum(e, ins) -> tuple[int, int]:
+    """Return an instruction's place in a sum of products, and how many these are: 0 and 1 where it is by itself."""
+    if e.sums is None:
+        graph, block = e.code.graph, e.block
+        after = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1} | set(e.code.accumulators)
+        e.sums = chains(block, after if block.last is None else after | set(read(block.last)))
+    return e.sums.get(id(ins), (0, 1))
 
 
 def _fused(e, kind: str, rounding: str, a: str, b: str, c: str) -> str:
@@ -580,13 +401,20 @@ def extreme(a, b, largest, propagate):
     function = (np.maximum if propagate else np.fmax) if largest else (np.minimum if propagate else np.fmin)
     result = function(a, b)
     zero = result == 0
-    if zero.any():
-        # of two zeros, max takes the sign bit both have, min the one either has; a lone zero is its own answer
-        both = zero & (a == 0) & (b == 0)
-        negative = (np.signbit(a) & np.signbit(b)) if largest else (np.signbit(a) | np.signbit(b))
-        signed = np.where(negative, result.dtype.type(-0.0), result.dtype.type(0.0))
-        result = np.where(both, signed, result)[()]
+    if not zero.any():
+        return result
+    # Of two zeros, max takes the sign bit both have, as their sum does, min the one either has; a lone zero stays.
+    if not isinstance(result, np.ndarray):
+        return _extreme_of_zeros(a, b, largest) if a == 0 and b == 0 else result
+    where = np.nonzero(zero)
+    x, y = (picked(value, where) for value in (a, b))
+    both = (x == 0) & (y == 0)
+    result[where] = np.where(both, _extreme_of_zeros(x, y, largest), result[where])
     return result
+
+
+def _extreme_of_zeros(a, b, largest: bool):
+    return a + b if largest else -(-a - b)
 
 
 @rule("copysign")

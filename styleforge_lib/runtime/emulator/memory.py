@@ -400,16 +400,15 @@ class Memory:
         if at.region.banked:
             return tuple(self._load_bank(at, delta + position * width, dtype) for position in range(count))
         data, left_out = at.region.typed(dtype)
-        index = at.index(width.bit_length() - 1, left_out)
-        skip = delta // width
-        if isinstance(index, int):
-            return tuple(data[index + skip + position] for position in range(count))
-        if count > 1 and not at.region.base % (width * count) and not left_out and index.size > _WORTH_ROWS:
+        if count > 1 and not at.region.base % (width * count) and not left_out and np.size(at.offset) > _WORTH_ROWS:
             # One row of `count` elements per lane, then the columns: fewer cache misses than `count` gathers.
             rows = data[: data.size // count * count].reshape(-1, count)
             place, skip = at.index((width * count).bit_length() - 1, 0), delta // (width * count)
             found = rows.take(place + skip if skip else place, axis=0)
             return tuple(np.ascontiguousarray(found[..., position]) for position in range(count))
+        index, skip = at.index(width.bit_length() - 1, left_out), delta // width
+        if isinstance(index, int):
+            return tuple(data[index + skip + position] for position in range(count))
         if at.low < 0:
             index, skip = index + skip, 0
         return tuple(data[skip + position :].take(index) for position in range(count))
@@ -482,11 +481,15 @@ class Memory:
         data, left_out = at.region.typed(dtype)
         if not data.flags.writeable:
             raise self._read_only(at, site)
-        index = at.index(width.bit_length() - 1, left_out)
-        skip = delta // width
         wide = width * len(values)
         whole = _WHOLE.get(wide)
-        if len(values) > 1 and whole and not at.region.base % wide and not left_out and np.size(index) > _WORTH_ROWS:
+        if (
+            len(values) > 1
+            and whole
+            and not at.region.base % wide
+            and not left_out
+            and np.size(at.offset) > _WORTH_ROWS
+        ):
             # One element of `wide` bytes per lane: a quarter of the time of as many short rows.
             place, skip = at.index(wide.bit_length() - 1, 0), delta // wide
             place = place + skip if skip else place
@@ -495,6 +498,7 @@ class Memory:
                 rows[..., position] = _last_where_narrow(value, place)
             data[: data.size // len(values) * len(values)].view(whole)[place] = rows.view(whole)[..., 0]
             return
+        index, skip = at.index(width.bit_length() - 1, left_out), delta // width
         if at.low < 0:
             index, skip = index + skip, 0
         for position, value in enumerate(values):

@@ -134,6 +134,38 @@ def test_fused_multiply_add_of_values_of_any_shape(shapes, way):
         compare("fma", got.copy(), expected("fma", "f32", "rn", columns), columns)
 
 
+def random_value(rng, shape):
+    return np.asarray(rng.standard_normal(shape), np.float32)[()]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("first", [(), (48, 1), (48, 9), "sum"])
+@pytest.mark.parametrize("factors", [[((48, 9), (1, 9))], [((48, 9), ())], [((1, 9), (48, 1))],
+                                     [((48, 9), (48, 9))], [((48, 1), (48, 1)), ((1, 9), (48, 9)), ((), (48, 9))],
+                                     [((), ()), ((1, 9), (1, 9)), ((48, 1), (1, 9))]])  # fmt: skip
+def test_a_running_sum_is_one_multiply_add_after_the_other(factors, first, count, way, monkeypatch):
+    """Of factors and addends of any shape; an addend that is itself such a sum stays as it was."""
+    monkeypatch.setattr(multiply_add, "_LOOP", 18)  # so that rows are repeated
+    rng = np.random.default_rng(9)
+    start = random_value(rng, (48, 9) if first == "sum" else first)
+    if first == "sum":
+        start = multiply_add.fma32(random_value(rng, (1, 9)), random_value(rng, (48, 9)), start)
+    before = start.copy()
+    terms = [tuple(random_value(rng, shape) for shape in factors[k % len(factors)]) for k in range(count)]
+    total, wanted = multiply_add.RunningSum(start, count), before
+    for a, b in terms[:-1]:
+        total = total.plus(a, b)
+    total = total.total(*terms[-1])
+    for a, b in terms:
+        columns = [np.broadcast_to(v, np.broadcast_shapes(a.shape, b.shape, wanted.shape)) for v in (a, b, wanted)]
+        flat = [np.ascontiguousarray(column).reshape(-1) for column in columns]
+        wanted = np.asarray(expected("fma", "f32", "rn", flat), np.float32).reshape(columns[0].shape)
+    assert np.array_equal(np.broadcast_to(total, wanted.shape), wanted)
+    assert np.array_equal(start, before)
+    again = multiply_add.fma32(terms[0][0], terms[0][1], total)  # the result's room serves the next product
+    assert np.array_equal(again, multiply_add.fma32(terms[0][0], terms[0][1], total.copy()))
+
+
 def test_fused_multiply_add_that_rounds_twice_wrongly_without_care(way):
     """1 + 2^-24 (1 + 2^-29): float64 rounds the sum to a tie, which then goes to even; the truth is above the tie."""
     a, b, c = np.float32(1 + 2**-12), np.float32(2**-24 * (1 - 2**-12 + 2**-23)), np.float32(1)

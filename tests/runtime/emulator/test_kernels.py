@@ -57,6 +57,39 @@ def test_tiled_matrix_product(arch):
     assert np.array_equal(c, a @ b)
 
 
+def test_sums_of_products_whose_steps_are_read(arch):
+    """A sum that a store, a factor, a branch or the next turn of a loop reads in between is not one chain."""
+    text = """extern "C" __global__ void k(const float* x, float* y, int n, const float* w) {
+      int i = threadIdx.x + blockIdx.x * blockDim.x; float s = x[i], t = 1, u = x[i];
+      for (int j = 0; j < 3; j++) {
+        float a = w[j], b = x[i + j], c = x[i + 2 * j];
+        s = fmaf(a, b, s); s = fmaf(b, c, s); s = fmaf(s, 0.5f, s); s = fmaf(a, c, s); s = fmaf(c, a, s);
+        t = fmaf(a, b, t); y[(j * 5 + 0) * n + i] = t; t = fmaf(a, c, t); t = fmaf(t, a, b); t = fmaf(b, b, t); t = fmaf(w[j + 1], b, t);
+        float before = u; u = fmaf(w[0], b, u); u = fmaf(w[1], b, u); u = fmaf(w[2], c, u); if (u > 1) { u = fmaf(w[3], c, u); u = fmaf(w[3], b, u); }
+        y[(j * 5 + 1) * n + i] = s; y[(j * 5 + 2) * n + i] = t; y[(j * 5 + 3) * n + i] = u; y[(j * 5 + 4) * n + i] = before; } }"""
+    n, threads = 600, 120
+    x, w = RNG.standard_normal(n + 8).astype(np.float32), RNG.standard_normal(4).astype(np.float32)
+    y = np.zeros((15, n), np.float32)
+    run(text, arch, (n // threads,), (threads,), x, y, np.int32(n), w)
+
+    def fma(a, b, c):  # in extended precision, which holds the product, and all but never rounds the sum to a tie
+        return (np.longdouble(a) * np.longdouble(b) + np.longdouble(c)).astype(np.float32)
+
+    lanes = np.arange(n)
+    s, t, u, one = x[lanes], np.ones(n, np.float32), x[lanes], np.float32(0.5)
+    for j in range(3):
+        a, b, c = w[j], x[lanes + j], x[lanes + 2 * j]
+        s = fma(b, c, fma(a, b, s))
+        s = fma(c, a, fma(a, c, fma(s, one, s)))
+        t = fma(a, b, t)
+        stored = t
+        t = fma(w[j + 1], b, fma(b, b, fma(fma(a, c, t), a, b)))
+        before, u = u, fma(w[2], c, fma(w[1], b, fma(w[0], b, u)))
+        u = np.where(u > 1, fma(w[3], b, fma(w[3], c, u)), u)
+        for row, wanted in enumerate((stored, s, t, u, before)):
+            assert np.array_equal(y[j * 5 + row], wanted), (j, row)
+
+
 @pytest.mark.parametrize("block", [32, 96, 256])
 def test_block_reduction_with_shuffles(arch, block):
     text = """extern "C" __global__ void k(const int* x, int* y, int n) {

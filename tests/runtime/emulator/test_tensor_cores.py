@@ -185,6 +185,42 @@ def test_ldmatrix(arch, count, transposed):
     assert not trace.faults
 
 
+REREAD = """extern "C" __global__ void k(const uint4* x, float* y, unsigned* seen) {{ __shared__ uint4 s[2][{warps}][32], t[32]; int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint4* mine = x + blockIdx.x * {stride}; t[lane] = mine[{warps} * 64 + lane];
+  unsigned a = (unsigned)__cvta_generic_to_shared(&s[0][warp][lane]), b = (unsigned)__cvta_generic_to_shared(&t[lane]);
+  for (int turn = 0; turn < 12; turn++) {{ __syncthreads();
+    if (turn % 6 == 0) for (int h = 0; h < 2; h++) s[h][warp][lane] = mine[(warp * 2 + turn / 6) * 32 + lane];
+    __syncthreads(); unsigned r[4], q[4]; float d[4] = {{}};
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%0,%1,%2,%3}}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%0,%1,%2,%3}}, [%4];" : "=r"(q[0]), "=r"(q[1]), "=r"(q[2]), "=r"(q[3]) : "r"(b) : "memory");
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{%0,%1,%2,%3}}, {{%4,%5,%6,%7}}, {{%8,%9}}, {{%0,%1,%2,%3}};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]), "r"(q[1]), "r"(q[2]));
+    int at = ((blockIdx.x * {warps} + warp) * 12 + turn) * 128;
+    for (int i = 0; i < 4; i++) {{ y[at + (i / 2 * 8 + lane / 4) * 8 + lane % 4 * 2 + i % 2] = d[i]; if (turn % 5 == 4) seen[at + i * 32 + lane] = r[i]; }} }} }}"""
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_that_are_read_again_and_again(kind, transposed, alike):
+    """So often that the emulator keeps the bank's numbers, until something is written there."""
+    bits, values = random_matrix(kind, (BLOCKS, 2 * WARPS + 1, 4, 8, 8))
+    if alike:
+        bits, values = (np.repeat(one[:1], BLOCKS, axis=0) for one in (bits, values))
+    text = REREAD.format(warps=WARPS, stride=32 * (2 * WARPS + 1), trans=".trans" if transposed else "", kind=kind)
+    y, seen = np.zeros((BLOCKS, WARPS, 12, 16, 8), np.float32), np.zeros((BLOCKS, WARPS, 12, 4, 8, 8), np.uint16)
+    Program(compile_ptx(text, "compute_80")).launch(
+        "k", (BLOCKS,), (32 * WARPS,), (np.ascontiguousarray(bits).view(np.uint32), y, seen.view(np.uint32))
+    )
+    turn = (lambda one: one.swapaxes(-1, -2)) if transposed else (lambda one: one)
+    tiles, stored = turn(values), turn(bits)
+    for block, warp, number in np.ndindex(BLOCKS, WARPS, 12):
+        a, b = tiles[block, warp * 2 + number // 6], tiles[block, -1]
+        left = np.block([[a[0], a[2]], [a[1], a[3]]])
+        assert np.array_equal(y[block, warp, number], left @ np.concatenate((b[1].T, b[2].T)))
+        if number % 5 == 4:
+            assert np.array_equal(seen[block, warp, number], stored[block, warp * 2 + number // 6])
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_stmatrix(count, transposed):

@@ -82,7 +82,7 @@ def _pair(a: np.ndarray, sign: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _multiply(a, sign: int, room: np.ndarray, out: np.ndarray) -> None:
-    """Put (a, sign) times `room` into `out`, both contiguous; `a` broadcasts into their shape.
+    """Put (a, sign) times `room` into `out`, both contiguous.
 
     The result is in their real parts if the sign is -1, else in their imaginary ones.
     """
@@ -90,7 +90,7 @@ def _multiply(a, sign: int, room: np.ndarray, out: np.ndarray) -> None:
         np.multiply(complex(a, sign), room, out)
         return
     shape, whole = a.shape, room.shape
-    if len(shape) == 2 and shape[0] == 1 and shape[1] < _LOOP <= room.size // 4:
+    if len(shape) == 2 and shape[0] == 1 and shape[1] < _LOOP <= room.size // 4 and out.shape == whole:
         tall = _LOOP // shape[1]
         while whole[0] % tall:
             tall -= 1
@@ -161,7 +161,7 @@ def fma32(a, b, c):
 
 def _product(a, sign: int, room: np.ndarray) -> np.ndarray:
     """Return the real (sign -1) or imaginary part of (a, sign) times a complex array."""
-    out = _room(room.shape, sign > 0)
+    out = _room(room.shape if _fits(a.shape, room.shape) else np.broadcast_shapes(a.shape, room.shape), sign > 0)
     _multiply(a, sign, room, out)
     return out.imag if sign > 0 else out.real
 
@@ -200,7 +200,7 @@ class RunningSum:
         for a, b in self.terms:
             self.left -= 1
             room, side = self.room, self.side if self.room is not None else 0
-            if room is None or not _fits(b.shape, room.shape):
+            if room is None or not (_fits(b.shape, room.shape) and _fits(a.shape, room.shape)):
                 self._begin(a, b, self.value if room is None else self.halves[side])
                 continue
             np.copyto(self.halves[1 - side], b)
@@ -214,7 +214,7 @@ class RunningSum:
         if max(b.size, value.size) < _WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
             self.value = fma32(a, b, value)
             return
-        shape = np.broadcast_shapes(b.shape, value.shape)
+        shape = np.broadcast_shapes(a.shape, b.shape, value.shape)
         old, side = _room_of(value)
         if old is not None and shape == old.shape:
             other = 1 - side

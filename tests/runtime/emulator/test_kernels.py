@@ -66,6 +66,7 @@ def test_sums_of_products_whose_steps_are_read(arch):
         s = fmaf(a, b, s); s = fmaf(b, c, s); s = fmaf(s, 0.5f, s); s = fmaf(a, c, s); s = fmaf(c, a, s);
         t = fmaf(a, b, t); y[(j * 5 + 0) * n + i] = t; t = fmaf(a, c, t); t = fmaf(t, a, b); t = fmaf(b, b, t); t = fmaf(w[j + 1], b, t);
         float before = u; u = fmaf(w[0], b, u); u = fmaf(w[1], b, u); u = fmaf(w[2], c, u); if (u > 1) { u = fmaf(w[3], c, u); u = fmaf(w[3], b, u); }
+        _Pragma("unroll 1") for (int q = 0; q < 20; q++) u = fmaf(a, b, u);
         y[(j * 5 + 1) * n + i] = s; y[(j * 5 + 2) * n + i] = t; y[(j * 5 + 3) * n + i] = u; y[(j * 5 + 4) * n + i] = before; } }"""
     n, threads = 600, 120
     x, w = RNG.standard_normal(n + 8).astype(np.float32), RNG.standard_normal(4).astype(np.float32)
@@ -86,6 +87,8 @@ def test_sums_of_products_whose_steps_are_read(arch):
         t = fma(w[j + 1], b, fma(b, b, fma(fma(a, c, t), a, b)))
         before, u = u, fma(w[2], c, fma(w[1], b, fma(w[0], b, u)))
         u = np.where(u > 1, fma(w[3], b, fma(w[3], c, u)), u)
+        for _ in range(20):
+            u = fma(a, b, u)
         for row, wanted in enumerate((stored, s, t, u, before)):
             assert np.array_equal(y[j * 5 + row], wanted), (j, row)
 

@@ -252,14 +252,13 @@ def chains(block: Block, live_after: set[str]) -> dict[int, tuple[int, int]]:
             if name in made:
                 readers[made[name]].append(number)
         made.update(dict.fromkeys(written(item), number))
-    for name in live_after:
-        if name in made:
-            readers[made[name]].append(-1)
+    lasting = {made[name] for name in live_after if name in made}
     following = {
-        number: readers[number][0]
-        for number, item in enumerate(items)
-        if _is_plain(item) and len(readers[number]) == 1 and _adds_to(items[readers[number][0]], item.operands[0].name)
-    }
+        number: others[0]
+        for number, others in enumerate(readers)
+        if len(others) == 1 and number not in lasting and _is_plain(items[number])
+        and _adds_to(items[others[0]], items[number].operands[0].name)
+    }  # fmt: skip
     found: dict[int, tuple[int, int]] = {}
     for number in following.keys() - set(following.values()):
         chain = [number]

@@ -7,6 +7,9 @@ at import finds no such instruction, and for few lanes. The product of two float
 exactly between two float32 numbers; such lanes are found by their bits and repaired with the sum's error term (Knuth's
 TwoSum), rounding to odd (Boldo and Melquiond 2008).
 
+Where all threads share a factor, a sum of products is a matrix product, but that is no way to it: the library under
+NumPy adds in an order of its own, and the last bits differ.
+
 Contents: `Underflow`, `fma32`, `RunningSum` (a sum of products whose intermediate values nobody else reads),
 `chains` (which instructions of a block are one), and the float64 way with its repairs.
 """
@@ -29,7 +32,6 @@ _THREE = np.int32(3)
 _WORTH_COMPLEX = 256  # elements; fewer are faster in float64, and a loop over one element need not be fused
 _LOOP = 8192  # elements of one inner loop of NumPy: its own buffers are as long
 _MOST_PAIRS = 32
-_MUCH_SMALLER = 16  # times
 
 
 class Underflow:
@@ -169,44 +171,34 @@ def _product(a, sign: int, room: np.ndarray) -> np.ndarray:
 class RunningSum:
     """c + a0 * b0 + a1 * b1 + ..., each product added as `fma32` adds it, in one room of its own.
 
-    Nobody reads the sums in between, so that each takes the place of the one before. Where one factor is much smaller
-    than the other, as weights are that a block's threads share, the work waits for the end: one sum after the other
-    stays in the cache better than a step of each in turn.
+    Nobody reads the sums in between, so that each takes the place of the one before.
     """
 
-    __slots__ = ("halves", "left", "room", "side", "terms", "value")
+    __slots__ = ("halves", "left", "room", "side", "value")
 
     def __init__(self, c, count: int):
         self.value, self.left = c, count
-        self.terms: list[tuple] = []
         self.room = None
 
     def plus(self, a, b) -> RunningSum:
         """Add a product."""
+        self.left -= 1
         if a.size > b.size:
             a, b = b, a
-        self.terms.append((a, b))
-        if a.size * _MUCH_SMALLER > b.size:
-            self._work()
+        room = self.room
+        if room is None or not (_fits(b.shape, room.shape) and _fits(a.shape, room.shape)):
+            self._begin(a, b, self.value if room is None else self.halves[self.side])
+            return self
+        side = self.side
+        np.copyto(self.halves[1 - side], b)
+        _multiply(a, -1 if side else 1, room, room)
+        self.side = 1 - side
         return self
 
     def total(self, a, b):
         """Add the last product; returns the sum, as `fma32` does."""
-        self.terms.append((a, b) if a.size <= b.size else (b, a))
-        self._work()
+        self.plus(a, b)
         return self.value if self.room is None else self.halves[self.side]
-
-    def _work(self) -> None:
-        for a, b in self.terms:
-            self.left -= 1
-            room, side = self.room, self.side if self.room is not None else 0
-            if room is None or not (_fits(b.shape, room.shape) and _fits(a.shape, room.shape)):
-                self._begin(a, b, self.value if room is None else self.halves[side])
-                continue
-            np.copyto(self.halves[1 - side], b)
-            _multiply(a, -1 if side else 1, room, room)
-            self.side = 1 - side
-        self.terms.clear()
 
     def _begin(self, a, b, value) -> None:
         """Add to a value that may not be changed."""
@@ -274,11 +266,10 @@ def _is_plain(item: Instruction) -> bool:
 
 def _adds_to(item: Instruction, name: str) -> bool:
     """Whether an instruction adds a product to a register, which is not in the product too."""
-    return _is_plain(item) and [getattr(operand, "name", "") == name for operand in item.operands[1:]] == [
-        False,
-        False,
-        True,
-    ]
+    if not _is_plain(item):
+        return False
+    in_a, in_b, is_c = (getattr(operand, "name", "") == name for operand in item.operands[1:])
+    return is_c and not in_a and not in_b
 
 
 def _complex_product_fuses() -> bool:

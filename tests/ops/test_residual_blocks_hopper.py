@@ -4,10 +4,19 @@ import pytest
 import torch
 from torch.nn import functional
 
+from styleforge_lib.ops import conv2d_hopper
 from styleforge_lib.ops.convolution import prepare
 from styleforge_lib.ops.fused_convolution import apply_affine
 from styleforge_lib.ops.layer import Layer, Norm, plane_sums
-from styleforge_lib.ops.residual_blocks_hopper import ResidualBlock, ResidualBlocks, sums_of, takes
+from styleforge_lib.ops.residual_blocks_hopper import (
+    LAYER,
+    RESIDENT,
+    THREADS,
+    ResidualBlock,
+    ResidualBlocks,
+    sums_of,
+    takes,
+)
 
 ARCH = "sm_90a"
 NUMBERS = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -112,6 +121,15 @@ def test_what_is_taken():
     assert not takes([block], "float16", "sm_90")
     assert not takes([block, other], "float16", ARCH), "one eps for all"
     assert not takes([block_of(generator, channels=64)], "float16", ARCH)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS.values())
+def test_as_many_blocks_fit_on_a_multiprocessor_as_a_launch_makes(numbers):
+    """A cooperative launch of more than fit is refused; and what spills, spills beside the products."""
+    blocks, _, _ = drawn(1, (1, 2, 2), {value: key for key, value in NUMBERS.items()}[numbers])
+    resources = ResidualBlocks(blocks, numbers, ARCH).kernel.resources
+    assert resources.occupancy(THREADS, conv2d_hopper.shared_bytes(LAYER)).blocks == RESIDENT
+    assert resources.local <= 128
 
 
 def test_several_blocks_need_spare_room():

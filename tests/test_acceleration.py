@@ -309,7 +309,7 @@ def test_residual_blocks_in_one_launch_paint_the_same(style, emulated, launched,
         fast = accelerate(style)
         assert torch.equal(painted_between(fast, x), plain)
         assert launched.count("residual_blocks_hopper") == 5 // together
-        assert launched.count("conv2d_hopper") == 4
+        assert sum(name.startswith("conv2d") for name in launched) == 4
         assert f"; {together} residual blocks in a launch" in fast.report()
     assert not accelerate(style, dtype=torch.float32)._together(x.shape, x.device), "float32 has no such kernel"
 

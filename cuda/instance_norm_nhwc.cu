@@ -27,7 +27,7 @@
 #include "common/normalize.cuh"
 
 constexpr int THREADS = 256;
-constexpr int HELD = 16;  // vectors that a thread keeps: 64 of its 128 registers; 64 KB a block, two blocks at once
+constexpr int HELD = 16;  // vectors that a thread keeps, in 64 registers: 64 KB a block
 
 // What is read at once: COUNT numbers of T.
 template <typename T, int COUNT>
@@ -247,21 +247,21 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS)
     instance_norm_nhwc_float32(const float* __restrict__ x, const float* weight, const float* bias,
         const float* __restrict__ residual, float* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {
     norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS)
     instance_norm_nhwc_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
         const __half* __restrict__ residual, __half* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {
     norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS)
     instance_norm_nhwc_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
         const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {

@@ -28,7 +28,7 @@ from styleforge_lib.ops.layer import PICTURE_TYPES, Layer, Norm, plane_sums
 from styleforge_lib.ops.residual_blocks_hopper import ResidualBlocks, sums_of
 
 SHAPES_KEPT = 8  # plans of so many shapes are kept, the least recently used goes first
-OVERLAP = False  # whether the launches between the first and the last may begin before the one before has ended
+OVERLAP = True  # whether the launches between the first and the last may begin before the one before has ended
 BLOCKS = 5  # residual blocks
 QUARTER_CHANNELS = 128  # of the residual blocks, at a quarter of the picture's size
 NUMBERS = {torch.float16: "float16", torch.bfloat16: "bfloat16"}

@@ -19,7 +19,7 @@ from styleforge_lib.runtime import compile_cuda
 
 LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 32, 1, True), (64, 128, 2, False), (32, 64, 2, False))
 TILE = (16, 8)  # rows and columns of a warpgroup's pixels
-DEPENDENTS_EARLY = True  # where launches overlap: see the kernel
+DEPENDENTS_EARLY = False  # where launches overlap: early, waiting blocks were measured to slow the working ones
 
 
 @dataclass(frozen=True)

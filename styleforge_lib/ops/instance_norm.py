@@ -40,7 +40,7 @@ FLIGHT = 4  # vectors that a thread is to have under way
 # Where blocks go through more than they hold, the multiprocessors are to be filled once: a block more would begin a
 # second round with most of them idle, and blocks that wait for each other must run at once.
 SWEEP_THREADS, SWEEP_RESIDENT = 512, 2
-PIXELS_RESIDENT = 2
+PIXELS_RESIDENT = 1  # NHWC: two are slower, the barriers of the grid cost more than the loads that they would hide
 EMULATED_MULTIPROCESSORS = 40  # a T4's
 DRAWN = ((1, 4), (1, 9), (2, 41), (2, 41))  # the range of each dimension of a drawn shape
 _KNOWN = Known()

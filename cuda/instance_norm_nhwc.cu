@@ -247,21 +247,21 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     instance_norm_nhwc_float32(const float* __restrict__ x, const float* weight, const float* bias,
         const float* __restrict__ residual, float* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {
     norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     instance_norm_nhwc_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
         const __half* __restrict__ residual, __half* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {
     norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     instance_norm_nhwc_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
         const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {

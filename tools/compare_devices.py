@@ -187,6 +187,28 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         yield f"instance_norm_nhwc_{dtype}", Plan(grid=lambda n: (2, 3), offsets=(0, 4), cooperative=True, **common)
 
 
+def lessons_of_instance_norm() -> Iterator[tuple[str, Plan]]:
+    """Yield the plans of notebooks 03 and 04: 16 planes of 300 numbers, whole or in 3 pieces of 128."""
+    numbers = {"planes": 16, "channels": 8, "size": 300, "length": 128, "pieces": 3, "aligned": 1}
+    numbers |= {"blocks_reversed": 1, "from_end": 1, "eps": 1e-5, "relu": 1}
+    lengths = {"mean": 16, "variances": 16, "partial": 16 * 3 * 4, "weight": 8, "bias": 8}
+    data = {"x": normal(40, 3), "residual": magnitudes, "partial": between(1, 9)}
+    common = {"sizes": (16 * 300,), "numbers": numbers, "lengths": lengths, "data": data}
+    yield "norm_thread", Plan(grid=lambda n: 1, block=32, **common)
+    for name in ("tree", "shuffle", "vector", "two_pass", "one_pass", "shifted", "merged"):
+        yield f"norm_{name}", Plan(grid=lambda n: 16, block=128, **common)
+    for name in ("plane_moments", "norm_average"):
+        yield name, Plan(grid=lambda n: 16, **common)
+    why = "in one warp: its threads, which lack a barrier, then run in step"
+    for name in ("plane_mean", "norm_hasty"):
+        yield name, Plan(grid=lambda n: 16, block=32, why=why, **common)
+    for name in ("piece_moments", "piece_apply", "fused_apply"):
+        yield name, Plan(grid=lambda n: 48, block=64, **common)
+    yield "warp_sums", Plan(sizes=(256,), grid=lambda n: n // 32, block=32, lengths={"sums": 8})
+    nhwc = {"channels": 32, "size": 150}
+    yield "plane_sum_nhwc", Plan(sizes=(32 * 150,), grid=lambda n: 32, block=64, numbers=nhwc, lengths={"sums": 2048})
+
+
 def hopper(rows: int, block: int = 128) -> Plan:
     """Plan a probe of whole warpgroups on small whole numbers, whose sums are exact in any order."""
     return Plan(sizes=(256, 1024), grid=lambda n: n // block, block=block, rows={"out": rows}, data=SMALL)
@@ -220,6 +242,7 @@ PLANS = {
     **dict(promises()),
     **dict(instance_norm_backward()),
     # The lessons
+    **dict(lessons_of_instance_norm()),
     "relu_unguarded": Plan(sizes=WHOLE, why="no guard: right in whole blocks only"),
     "relu_vector": Plan(why="aligned arrays only, as its launcher sees to"),
     "nothing": Plan(sizes=(256,), why="has no parameters: it is launched, and there is nothing to compare"),

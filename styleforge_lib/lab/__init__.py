@@ -29,7 +29,7 @@ from styleforge_lib.lab.studio import gallery, studio
 from styleforge_lib.lab.thread_map import thread_map
 from styleforge_lib.lab.toy_gpu import ToyGPU
 from styleforge_lib.lab.variance_slider import variance_slider
-from styleforge_lib.lab.words import say, tabulate, verdict
+from styleforge_lib.lab.words import compared, say, tabulate, verdict
 from styleforge_lib.lab.xray import XRay, xray
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "by_layer",
     "check",
     "compare",
+    "compared",
     "draw_curves",
     "draw_error_and_time",
     "draw_idle",

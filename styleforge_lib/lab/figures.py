@@ -173,7 +173,9 @@ def draw_versions(rows: Sequence[Measurement], *, title: str, highlight: str = "
         label = f"  {row.median_ms:.3g} ms" + (f", {row.psnr_db:.0f} dB" if row.psnr_db is not None else "")
         panel.text(row.p80_ms, y, label, va="center", fontsize=9, color=INK)
     precision = [row.dtype + (" channels_last" if row.layout == "nhwc" else "") for row in rows]
-    panel.set_yticks(range(len(rows)), [f"{row.version}, {p}" for row, p in zip(rows, precision, strict=True)])
+    several = len(set(precision)) > 1
+    names = [f"{row.version}, {p}" if several else row.version for row, p in zip(rows, precision, strict=True)]
+    panel.set_yticks(range(len(rows)), names)
     panel.invert_yaxis()
     panel.margins(x=0.16)
     panel.set_xlabel("ms, less is better")

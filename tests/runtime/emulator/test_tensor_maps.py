@@ -181,7 +181,9 @@ def test_a_box_that_is_larger_than_its_place_and_one_that_lies_askew():
 def test_a_box_may_begin_at_multiples_of_sixteen_bytes_alone():
     """As an H200 has it: along the innermost axis, inside or outside, loading or storing."""
     for corner in ((0, 3), (0, -2), (0, 62)):
-        with pytest.raises(EmulatorFault, match=r"begins -?[0-9]+ elements of 4 bytes .* multiples of 16 bytes") as caught:
+        with pytest.raises(
+            EmulatorFault, match=r"begins -?[0-9]+ elements of 4 bytes .* multiples of 16 bytes"
+        ) as caught:
             boxes(torch.ones(8, 64), (4, 8), corner)
         assert caught.value.kind == "misaligned"
         with pytest.raises(EmulatorFault, match="multiples of 16 bytes"):

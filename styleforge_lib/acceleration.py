@@ -182,15 +182,13 @@ class AcceleratedTransformerNet(TransformerNet):
         steps = layers_of(self, self.numbers, x.dtype, given, self._together(x.shape, x.device))
         return all((step.name, x.device, step.layer) in self._kernels for step in steps)
 
-    def _together(self, shape: tuple[int, ...], device: torch.device) -> int:
-        """Return how many residual blocks make one launch at this size; 0: each convolution is a launch of its own."""
+    def _together(self, shape: tuple[int, ...], device: torch.device) -> bool:
+        """Return whether the residual blocks are one launch at this size, or each convolution one of its own."""
         height, width = quarter_size(*shape[2:])
-        for count in (BLOCKS, 1):
-            if residual_blocks_hopper.is_faster(count, shape[0] * height * width):
-                blocks = [residual_block_of(getattr(self, f"res{number}")) for number in range(1, BLOCKS + 1)]
-                if residual_blocks_hopper.takes(blocks, self.numbers, architecture(device)):
-                    return count
-        return 0
+        if not residual_blocks_hopper.is_faster(BLOCKS, shape[0] * height * width):
+            return False
+        blocks = [residual_block_of(getattr(self, f"res{number}")) for number in range(1, BLOCKS + 1)]
+        return residual_blocks_hopper.takes(blocks, self.numbers, architecture(device))
 
     def _prepared(
         self, shape: tuple[int, ...], device: torch.device, taken: torch.dtype, given: torch.dtype
@@ -290,11 +288,11 @@ def residual_block_of(block: ResidualBlock) -> residual_blocks_hopper.ResidualBl
 
 
 def layers_of(
-    net: TransformerNet, numbers: str, taken: torch.dtype, given: torch.dtype, together: int = 0
+    net: TransformerNet, numbers: str, taken: torch.dtype, given: torch.dtype, together: bool = False
 ) -> Iterator[Step]:
     """Yield the sixteen convolutions of a TransformerNet in order; taken, given: the dtypes of picture and painting.
 
-    together: so many residual blocks make one launch, 1 or BLOCKS; 0: each convolution is a launch of its own.
+    together: whether the residual blocks make one launch; else each convolution is a launch of its own.
 
     Buffers: full, half are a convolution's raw output at the picture's size and half of it; quarter, inner those of the
     residual blocks; even, odd hold what is added on, in turns.
@@ -323,13 +321,10 @@ def layers_of(
     yield step("conv2", net.conv2.conv2d, net.in2, "full", "half", scale="conv1", **relu)
     yield step("conv3", net.conv3.conv2d, net.in3, "half", "quarter", scale="conv2", **relu)
     before, added, last = "conv3", None, "quarter"
-    for number in range(1, BLOCKS + 1, together) if together else ():
-        blocks = tuple(getattr(net, f"res{n}") for n in range(number, number + together))
-        target, other = ("even", "odd") if number % 2 else ("odd", "even")
-        ways = {"scale": before, **relu} if before else {}
-        ways["scratch"] = ("inner", other) if together > 1 else ("inner",)
-        yield step(f"res{number}", blocks[0].conv1.conv2d, None, last, target, blocks=blocks, **ways)
-        before, last = None, target
+    if together:
+        blocks, last = tuple(getattr(net, f"res{number}") for number in range(1, BLOCKS + 1)), "even"
+        ways = {"scale": before, "scratch": ("inner", "odd"), **relu}
+        yield step("res1", net.res1.conv1.conv2d, None, "quarter", last, blocks=blocks, **ways)
     for number in range(1, BLOCKS + 1) if not together else ():
         block, kept = getattr(net, f"res{number}"), ("even", "odd")[number % 2]
         ways = relu if added is None else {"residual": added}

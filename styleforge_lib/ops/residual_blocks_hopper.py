@@ -28,8 +28,10 @@ LAYER = (CHANNELS, CHANNELS, 1, False)
 THREADS, RESIDENT = 256, 2  # of a block of threads; blocks that a multiprocessor holds
 TILE_H, TILE_W = conv2d_hopper.TILE
 # {residual blocks in a launch: ((least, most), ...)}: pixels, of all pictures of a batch together, where one launch is
-# faster. tools/tune_residual_blocks.py prints it; nothing stands here that was not measured.
-ONE_LAUNCH: dict[int, tuple[tuple[int, int], ...]] = {1: (), 5: ()}
+# faster: of 1, than the two convolutions and the sum (FusedResidualBlock); of 5, than the convolutions of the network,
+# which add while they load (accelerate): nowhere on an H200. tools/tune_residual_blocks.py prints it, and
+# records/tune_residual_blocks.txt is what it printed.
+ONE_LAUNCH: dict[int, tuple[tuple[int, int], ...]] = {1: ((4096, 131072),), 5: ()}
 
 
 @dataclass(frozen=True)

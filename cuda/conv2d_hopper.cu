@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const unsigned halo = (shared_address(raw) + 1023) & ~1023u;
     const Ring ring = {halo + TILE_BYTES, shared_address(full)};
     const int phase = blockIdx.x % PHASES, across = (columns_out + TILE_W - 1) / TILE_W;
-    const Tile tile = {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x / PHASES / across) * BLOCK_H,
+    const Tile tile = {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x / PHASES / across) * TILE_H,
                        static_cast<int>(blockIdx.x / PHASES % across) * TILE_W, phase, static_cast<int>(threadIdx.x)};
     weights += phase * STEPS * STEP;
     const auto fetch = [&](int step) {

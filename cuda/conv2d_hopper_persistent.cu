@@ -6,7 +6,7 @@
 // on load    v = x * scale + shift, by image and channel (affine, NORM), and ReLU (LOAD_RELU)
 // sums       of the planes of out, for close_planes.cu, as common/plane_sums.cuh says; null where no norm follows
 // rows, columns    of out, and with UPSAMPLE half of them
-// weights    as common/hopper_tile.cuh has them: [step][row][group 8][8 numbers], group g of a row at g ^ (row & 7)
+// weights    [step][row][group 8][8 numbers], group g of a row at g ^ (row & 7): see common/hopper_tile.cuh
 // compiled   for one layer: CHANNELS_IN, CHANNELS_OUT, STRIDE, UPSAMPLE, TYPE. See LAYERS below
 // launch     at most one block of THREADS a multiprocessor; SHARED_BYTES of dynamic shared memory. Block b makes tiles b,
 //            b + gridDim.x, ... of all images

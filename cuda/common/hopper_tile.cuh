@@ -17,12 +17,8 @@
 // LAYERS     what the 2 x 64 rows of D are, and which k they share
 //            128 -> 128           rows: output channels. 2 chunks of 64 input channels x 9 taps
 //            128 -> 64, doubled   rows: phase in x (0, 1), channel. The block has one phase in y. 2 chunks x 4 taps
-//            64 -> 32, doubled    rows: phase in y, phase in x, channel. 6 taps: two rows, three columns, of which a
-//                                 phase in x needs two (the weights of the third are zero)
 //            64 -> 128, stride 2  rows: output channels. Even and odd columns of the halo lie apart, so that a tap's
 //                                 pixels lie together. 9 taps
-//            32 -> 64, stride 2   both halves have the same rows and other pixels. Two columns make one row of 128
-//                                 bytes: 3 x 2 taps, of which the second has one column
 // doubling   Nearest neighbour, reflection and 3x3 are 2x2 on the small picture with edges repeated; the four phases
 //            differ in their weights, which are folded on the host.
 #pragma once
@@ -34,17 +30,14 @@
 #ifndef TYPE
 #define TYPE __half
 #endif
-constexpr int THREADS = 256, TILE_H = 16, TILE_W = 8, ROW = 128;  // ROW: bytes of a pixel, or of two
-constexpr bool PAIRS = CHANNELS_IN == 32;                          // two columns in a row of 128 bytes
-constexpr bool APART = STRIDE == 2 && !PAIRS;                      // even and odd columns apart
-constexpr bool SAME_ROWS = PAIRS;                                  // the two warpgroups differ in pixels, not in rows of D
-constexpr int PHASES = UPSAMPLE && CHANNELS_OUT == 64 ? 2 : 1;     // phases in y that are blocks of their own
+constexpr int THREADS = 256, TILE_H = 16, TILE_W = 8, ROW = 128;  // ROW: bytes of a pixel, or of half of one
+constexpr bool APART = STRIDE == 2;                               // even and odd columns apart
+constexpr int PHASES = UPSAMPLE ? 2 : 1;                          // phases in y that are blocks of their own
 constexpr int CHUNKS = CHANNELS_IN == 128 ? 2 : 1;
-constexpr int TAPS_Y = UPSAMPLE ? 2 : 3, TAPS_X = PAIRS || PHASES == 2 ? 2 : 3, STEPS = CHUNKS * TAPS_Y * TAPS_X;
-constexpr int BLOCK_H = SAME_ROWS ? 2 * TILE_H : TILE_H;           // output (before doubling) rows of a block
-constexpr int HALO_H = (BLOCK_H - 1) * STRIDE + 3, HALO_W = (TILE_W - 1) * STRIDE + 3;
-constexpr int PITCH = PAIRS ? 9 : STRIDE == 2 ? 18 : 10;           // rows of 128 bytes in a row of the halo
-constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = (SAME_ROWS ? 64 : 128) * ROW;
+constexpr int TAPS_Y = UPSAMPLE ? 2 : 3, TAPS_X = TAPS_Y, STEPS = CHUNKS * TAPS_Y * TAPS_X;
+constexpr int HALO_H = (TILE_H - 1) * STRIDE + 3, HALO_W = (TILE_W - 1) * STRIDE + 3;
+constexpr int PITCH = APART ? 18 : 10;  // rows of 128 bytes in a row of the halo
+constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = 128 * ROW;
 #ifndef STAGES
 #define STAGES (APART ? 2 : 4)  // two blocks on a multiprocessor leave room for so many
 #endif
@@ -61,7 +54,7 @@ static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiproce
 
 // Where a pixel of the halo lies, in rows of 128 bytes.
 __device__ int place(int y, int x) {
-    return y * PITCH + (PAIRS ? x / 2 : APART ? x % 2 * 9 + x / 2 : x);
+    return y * PITCH + (APART ? x % 2 * 9 + x / 2 : x);
 }
 
 // Where the pixels of a tap begin.
@@ -125,7 +118,7 @@ __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned h
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             if (p >= HALO_H * HALO_W) continue;
             const uint4 v = loaded<Load>(value[j], affine, Load::residual ? other[j] : uint4{});
-            const int row = place(y, x), g = PAIRS ? x % 2 * 4 + group : group % 8;
+            const int row = place(y, x), g = group % 8;
             const unsigned to = halo + group / 8 * CHUNK + row * ROW + ((g ^ (row & 7)) << 4);
             asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                          : "memory");
@@ -161,21 +154,18 @@ struct Ring {
 template <class Fetch>
 __device__ void multiply(float (&d)[64], const Ring& ring, int begin, unsigned halo, int phase, const Fetch& fetch) {
     const int group = threadIdx.x / 128;
-    // Where this warpgroup's pixels begin: the other half of the tile's rows, or another phase of the doubling.
-    const int origin = SAME_ROWS ? tap_place(group * TILE_H * STRIDE, 0)
-                       : !UPSAMPLE ? 0
-                       : PHASES == 2 ? tap_place(phase, group) : tap_place(group, 0);
+    const int origin = UPSAMPLE ? tap_place(phase, group) : 0;  // a warpgroup has one phase in x of the doubling
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
 #pragma unroll
         for (int tap = 0; tap < TAPS_Y * TAPS_X; tap++) {
             const int step = begin + chunk * TAPS_Y * TAPS_X + tap;
-            const unsigned rows = ring.wait(step) + (SAME_ROWS ? 0 : group * 64 * ROW);
+            const unsigned rows = ring.wait(step) + group * 64 * ROW;
             wgmma_fence();
             const int start = origin + tap_place(tap / TAPS_X, tap % TAPS_X);
             const unsigned long long a = tile_address<ROW>(rows, 8 * ROW);
             const unsigned long long b = tile_address<ROW>(halo + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
 #pragma unroll
-            for (int k = 0; k < (PAIRS && tap % TAPS_X == 1 ? 2 : 4); k++)  // 16 numbers, 32 bytes further on
+            for (int k = 0; k < 4; k++)  // 16 numbers, 32 bytes further on
                 Wgmma<TYPE>::m64n128k16(d, a + 2 * k, b + 2 * k);
             wgmma_commit();
             wgmma_wait<1>();  // the step before is done with its weights
@@ -232,12 +222,11 @@ __device__ double2 row_sums(const Words& words, int half, int height, int width)
 
 // Put the sums of the rows of D into rows_done[128]. rows, columns: of the output.
 __device__ void tile_statistics(const Words& words, double2* rows_done, const Tile& tile, int rows, int columns) {
-    const int top = tile.y0 + (SAME_ROWS ? threadIdx.x / 128 * TILE_H : 0), row = first_row();
-    const int tall = rows - top, wide = columns - tile.x0;
-    double2 one = {}, other = {};
+    const int tall = rows - tile.y0, wide = columns - tile.x0, row = first_row();
+    double2 one, other;
     if (tall >= TILE_H && wide >= TILE_W)
         one = row_sums<true>(words, 0, tall, wide), other = row_sums<true>(words, 1, tall, wide);
-    else if (tall > 0)
+    else
         one = row_sums<false>(words, 0, tall, wide), other = row_sums<false>(words, 1, tall, wide);
     if (threadIdx.x % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
 }
@@ -280,19 +269,17 @@ __device__ uint4 staged_group(unsigned staged, int half, int pixel, int g) {
 
 // The staged tile to out, 16 bytes a thread.
 __device__ void write_staged(unsigned staged, TYPE* out, const Tile& tile, int rows, int columns) {
-    // A row of out (doubled: of two neighbouring pixels) has OUT_GROUPS groups; which of them are this block's?
-    constexpr int HALVES_JOINED = CHANNELS_OUT == 128 || PHASES == 2 ? 2 : 1;  // both halves are one row of 256 bytes
-    constexpr int OUT_GROUPS = 8 * HALVES_JOINED;
+    constexpr int OUT_GROUPS = 16;  // of a pixel, or doubled of two neighbouring ones: both halves
     uint4* target = reinterpret_cast<uint4*>(out) +
                     static_cast<long long>(tile.image) * rows * columns * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-        const int id = tile.thread + j * THREADS, g = id % 8, part = HALVES_JOINED == 2 ? id / 8 % 2 : id / 1024;
-        const int pixel = HALVES_JOINED == 2 ? id / 16 : id / 8 % 128;
-        const int y = tile.y0 + pixel / TILE_W + (SAME_ROWS ? part * TILE_H : 0), at = tile.x0 + pixel % TILE_W;
+        const int id = tile.thread + j * THREADS, g = id % 8, part = id / 8 % 2;
+        const int pixel = id / 16;
+        const int y = tile.y0 + pixel / TILE_W, at = tile.x0 + pixel % TILE_W;
         const uint4 v = staged_group(staged, part, pixel, g);
-        const int line_out = UPSAMPLE ? 2 * y + (PHASES == 2 ? tile.phase : part) : y;
+        const int line_out = UPSAMPLE ? 2 * y + tile.phase : y;
         if (y < rows && at < columns)
-            target[(static_cast<long long>(line_out) * columns + at) * OUT_GROUPS + (HALVES_JOINED == 2 ? part * 8 : 0) + g] = v;
+            target[(static_cast<long long>(line_out) * columns + at) * OUT_GROUPS + part * 8 + g] = v;
     }
 }

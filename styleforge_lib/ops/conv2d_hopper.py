@@ -3,7 +3,7 @@
 Contents
     LAYERS          (channels in, channels out, stride, upsample) that the kernel is written for
     fits            does a layer run on it, on this card?
-    pack            a PyTorch weight -> the tiles that the kernel reads
+    pack            a PyTorch weight -> the tiles that it and conv2d_hopper_persistent read
     launch          one convolution: norm on load, statistics at the end
 
 Reflection, the norm before and the statistics after belong to the kernel; between layers stand the raw sums and their
@@ -17,7 +17,7 @@ import torch
 
 from styleforge_lib.runtime import compile_cuda
 
-LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 32, 1, True), (64, 128, 2, False), (32, 64, 2, False))
+LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 128, 2, False))
 TILE = (16, 8)  # rows and columns of a warpgroup's pixels
 DEPENDENTS_EARLY = False  # where launches overlap: early, waiting blocks were measured to slow the working ones
 
@@ -97,12 +97,9 @@ def _kernel(
 def shared_bytes(layer: tuple[int, int, int, bool]) -> int:
     """Return the dynamic shared memory of one block; the same sum as SHARED_BYTES in the kernel."""
     channels_in, _, stride, _ = layer
-    pairs = channels_in == 32
-    rows = (31 if pairs else 15) * stride + 3
-    pitch = 9 if pairs else 18 if stride == 2 else 10
+    rows, pitch, stages = 15 * stride + 3, *((18, 2) if stride == 2 else (10, 4))
     chunk = -(-rows * pitch * 128 // 1024) * 1024
-    stages = 2 if stride == 2 and not pairs else 4
-    return chunk * (2 if channels_in == 128 else 1) + stages * (64 if pairs else 128) * 128 + 1024
+    return chunk * (2 if channels_in == 128 else 1) + stages * 128 * 128 + 1024
 
 
 def launch(
@@ -125,14 +122,12 @@ def launch(
     `layer.plane_sums`. overlap: the launch may begin before the kernel before has ended, as `Kernel` says.
     """
     images, height, width = x.shape[:3]
-    channels_in, channels_out, _, upsample = layer
+    upsample = layer[3]
     rows, columns = (height, width) if upsample else (out.shape[1], out.shape[2])
-    tall = TILE[0] * (2 if channels_in == 32 else 1)
-    tiles = -(-rows // tall) * -(-columns // TILE[1])
-    phases = 2 if upsample and channels_out == 64 else 1
+    tiles = -(-rows // TILE[0]) * -(-columns // TILE[1])
     inputs = (x, affine, residual, kept, weights.view(torch.uint8), out)
     _kernel(layer, load, x.dtype, arch, overlap, DEPENDENTS_EARLY)(
-        (tiles * phases, images),
+        (tiles * (2 if upsample else 1), images),
         (256,),
         (*inputs, sums, height, width, rows, columns),
         shared_bytes=shared_bytes(layer),

@@ -121,7 +121,7 @@ def test_a_nan_stays_one():
 # ---- launches that overlap the kernel before -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("layer", "load"), [(LAYERS[0], ADD), (LAYERS[4], NORM)], ids=str)
+@pytest.mark.parametrize(("layer", "load"), [(LAYERS[0], ADD), (LAYERS[2], NORM)], ids=str)
 def test_an_overlapping_launch_computes_the_same(layer, load):
     expected, got = (run(layer, load, 2, 3, 5, overlap=overlap) for overlap in (False, True))
     assert torch.equal(got[0], expected[0])

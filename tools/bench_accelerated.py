@@ -260,8 +260,9 @@ def main(argv: list[str] | None = None) -> int:
     elif not torch.cuda.is_available():
         print("this measures, so it needs an NVIDIA GPU; --dry-run goes through it without one", file=sys.stderr)
         return 2
+    else:
+        torch.backends.cudnn.benchmark = True
     cases = [tuple(int(n) for n in case.split("x")) for case in arguments.cases.split(",")]
-    torch.backends.cudnn.benchmark = True
     if arguments.overlap:
         ways = arguments.overlap.split(",")
         if unknown := set(ways) - set(OVERLAPS):

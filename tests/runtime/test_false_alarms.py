@@ -23,7 +23,10 @@ from styleforge_lib.runtime.emulator import EmulatorFault, Trace
 from styleforge_lib.runtime.kernel import watching
 
 # What a lesson breaks on purpose, and what the detector must say of it at the sizes of its plan.
-BROKEN: dict[str, set[str]] = {}
+BROKEN = {  # place: the races that a lesson has planted there
+    "notebooks/03_instance_norm_reductions.ipynb#exercise-1": {"read after write"},
+    "notebooks/03_instance_norm_reductions.ipynb#clinic": {"write after read"},
+}
 SOURCES = sources()
 
 
@@ -57,7 +60,7 @@ def test_no_false_alarm(place):
         module = source.compile()
         for name in module.kernels:
             said = findings(module.kernel(name), source)
-            expected = BROKEN.get(name, set())
+            expected = BROKEN.get(place, set())
             unexpected = [sentence for kind, sentence in said if kind not in expected]
             assert not unexpected, f"{name}: {unexpected[0]} (if a lesson breaks it on purpose, name it in BROKEN)"
             assert expected <= {kind for kind, _ in said}, f"{name} is broken on purpose, and nothing was said"
@@ -77,8 +80,7 @@ def test_a_planted_race_is_no_false_alarm():
 
 
 def test_what_is_broken_on_purpose_exists():
-    names = {name for source in SOURCES for name in source.compile().kernels}
-    assert BROKEN.keys() <= names
+    assert BROKEN.keys() <= {source.place for source in SOURCES}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@
 //            waits for B, and B could not end before A had. A kernel launched without overlap waits for all by itself.
 // loads      __ldg, and const with __restrict__, promise that nobody writes while the kernel runs. With OVERLAP the kernel
 //            runs before its inputs are written, so these are plain loads then, which stay behind the wait.
-// early      launch_dependents at the start keeps no block of this kernel waiting: the kernel behind begins when all of
-//            them have got their place, and takes what room the last ones leave.
+// early      launch_dependents at the start takes no slot from a block of this kernel, but what waits then shares the
+//            multiprocessors with what works: after the products it was faster (records/bench_overlap.txt).
 // source     PTX ISA, "griddepcontrol"; CUDA Programming Guide, "Programmatic Dependent Launch and Synchronization".
 #pragma once
 

@@ -105,13 +105,6 @@ __device__ void write(const T* x, const T* residual, T* out, long long count, co
     single(span.tail, count);
 }
 
-// What the backward pass needs of a plane: its mean, what its rounding lost, and 1 / deviation.
-__device__ inline void save(float* saved, Moments m, float eps, int plane) {
-    saved[3LL * plane] = m.mean.value;
-    saved[3LL * plane + 1] = m.mean.lost;
-    saved[3LL * plane + 2] = inverse_root(m.m2 / m.n + eps);
-}
-
 template <typename T>
 __device__ void plane_statistics(const T* x, Moments* partial, long long size, long long length, int pieces) {
     __shared__ Moments shared[32];

@@ -25,29 +25,36 @@ from styleforge_lib.lab.bench import graphed
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
+copies = importlib.import_module("styleforge_lib.ops.instance_norm_hopper")
 
 PIECES = [{"WHOLE_BYTES": 64 << 10, "PIECE_BYTES": kb << 10} for kb in (64, 48, 32, 24, 16, 8)]
 PIECES += [{"WHOLE_BYTES": kb << 10, "PIECE_BYTES": kb << 10} for kb in (32, 16, 8)]
 SWEEPS = [
-    {"RESIDENT": {16: 0, 8: 0}, "SWEEP_THREADS": threads, "SWEEP_RESIDENT": blocks}
+    {"COPY_ENGINE": False, "RESIDENT": {16: 0, 8: 0}, "SWEEP_THREADS": threads, "SWEEP_RESIDENT": blocks}
     for threads in (512, 1024)
     for blocks in (1, 2, 4)
     if threads * blocks <= 2048
 ]
-PIXELS = [{"PIXELS_RESIDENT": blocks} for blocks in (1, 2)]
+PIXELS = [{"COPY_ENGINE": False, "PIXELS_RESIDENT": blocks} for blocks in (1, 2)]
+# Blocks whose part the copy engine brings (Hopper): of any planes, and in chunks of other sizes.
+COPIES = [
+    {"RESIDENT": {16: 0, 8: 0}, "COPY_THREADS": threads, "CHUNK": kb << 10, "SLOTS": slots}
+    for threads, kb, slots in ((512, 16, 12), (512, 8, 24), (512, 32, 6), (256, 16, 13), (256, 8, 26))
+]
 
 
 @contextlib.contextmanager
 def constants(values: dict[str, int]) -> Iterator[None]:
-    """Set constants of the rule for a while."""
-    before = {name: getattr(norm, name) for name in values}
+    """Set constants of the rule for a while, here or in the rule for the copy engine."""
+    owners = {name: copies if hasattr(copies, name) else norm for name in values}
+    before = {name: getattr(owner, name) for name, owner in owners.items()}
     try:
         for name, value in values.items():
-            setattr(norm, name, value)
+            setattr(owners[name], name, value)
         yield
     finally:
         for name, value in before.items():
-            setattr(norm, name, value)
+            setattr(owners[name], name, value)
 
 
 def clock(dry: bool) -> Callable[[Callable], float]:
@@ -83,7 +90,7 @@ def main() -> int:
             for dtype, layout in KINDS:
                 x, weight, bias = tensors(shape, dtype, layout, device)
                 out = torch.empty_like(x)
-                tried = PIXELS if layout == "nhwc" else PIECES + SWEEPS
+                tried = (PIXELS if layout == "nhwc" else PIECES + SWEEPS) + COPIES
                 times = {}
                 for values in ({}, *(tried[:: len(tried) - 1] if arguments.dry_run else tried)):
                     with constants(values):

@@ -5,6 +5,7 @@
 //   cancelled(square, m2)         whether distances from such a number have lost too much of M2
 //   inverse_root(v)               1 / sqrt(v), rounded to nearest, or nearly always
 //   Affine                        of a plane: out = (x - mean) * scale + shift
+//   save(...)                     of a plane, for the backward pass
 //   finish(...)                   that for one number; then the residual, and ReLU
 #pragma once
 #include "moments.cuh"
@@ -62,6 +63,13 @@ struct alignas(16) Affine {
         shift = fmaf(-m.mean.lost, scale, bias ? to_float(bias[channel]) : 0.0f);
     }
 };
+
+// What the backward pass needs of a plane: its mean, what its rounding lost, and 1 / deviation.
+__device__ inline void save(float* saved, Moments m, float eps, int plane) {
+    saved[3LL * plane] = m.mean.value;
+    saved[3LL * plane + 1] = m.mean.lost;
+    saved[3LL * plane + 2] = inverse_root(m.m2 / m.n + eps);
+}
 
 // One number, to which `added` is added where `add`, and which becomes 0 if it is negative where `cut`.
 __device__ inline float finish(float x, float added, bool add, const Affine& affine, bool cut) {

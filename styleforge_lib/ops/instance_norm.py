@@ -1,11 +1,13 @@
 """Instance norm, with scale, shift, residual and ReLU in the same pass.
 
-The kernels are in cuda/instance_norm.cu (contiguous tensors) and cuda/instance_norm_nhwc.cu (channels_last).
+The kernels are in cuda/instance_norm.cu (contiguous tensors) and cuda/instance_norm_nhwc.cu (channels_last); on Hopper
+and later cards cuda/instance_norm_hopper.cu has the large planes of the one, and most of the other.
 
 Contents
     instance_norm           the function: the kernel where it applies, else PyTorch
     launch, launch_fused    the kernels
     planes, pixels          which launch shape of them, and its size, for NCHW and for NHWC
+    copied                  whether the copy engine of a Hopper card takes it (instance_norm_hopper.py)
     pieces_to_hold          the rule for NCHW: one kernel, whose blocks keep the plane in their registers
     pieces_to_sweep         the rule for planes that are too large for it
     pieces_of_pixels        the rule for NHWC: one kernel, whose blocks wait for each other
@@ -20,6 +22,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from styleforge_lib.ops import instance_norm_hopper as hopper
 from styleforge_lib.ops.calls import Known, kind_of
 from styleforge_lib.ops.cases import EVEN, RAGGED, constant_planes, drawn_from, magnitudes, normal
 from styleforge_lib.ops.elementwise import VECTOR_BYTES, check_tensors, compiled, is_watched, kernel_applies
@@ -41,6 +44,7 @@ FLIGHT = 4  # vectors that a thread is to have under way
 # second round with most of them idle, and blocks that wait for each other must run at once.
 SWEEP_THREADS, SWEEP_RESIDENT = 512, 2
 PIXELS_RESIDENT = 1  # NHWC: two are slower, the barriers of the grid cost more than the loads that they would hide
+COPY_ENGINE = True  # whether cards that have one use it: tools/tune_instance_norm.py measures both ways
 EMULATED_MULTIPROCESSORS = 40  # a T4's
 DRAWN = ((1, 4), (1, 9), (2, 41), (2, 41))  # the range of each dimension of a drawn shape
 _KNOWN = Known()
@@ -141,7 +145,7 @@ def launch_fused(
 def planned(x, weight, bias, residual, relu, eps, out) -> Callable[..., None]:
     """Return launch(x, weight, bias, residual, out), for these tensors and all that lie alike: see `launch_fused`."""
     if x.is_contiguous():
-        return planes(x, eps, relu)
+        return planes(x, residual, out, eps, relu)
     x, residual, out = map(_rows, (x, residual, out))
     launch = pixels(x, residual, out, eps, relu)
     return lambda x, weight, bias, residual, out: launch(_rows(x), weight, bias, _rows(residual), _rows(out))
@@ -152,7 +156,7 @@ def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.permute(0, 2, 3, 1)
 
 
-def planes(x, eps, relu) -> Callable[..., None]:
+def planes(x, residual, out, eps, relu) -> Callable[..., None]:
     """Return launch(x, weight, bias, residual, out, saved=None) for contiguous tensors: see `launch_fused`.
 
     saved: float32 [planes, 3], for the backward pass. The launch keeps no tensor of its maker's.
@@ -172,6 +176,8 @@ def planes(x, eps, relu) -> Callable[..., None]:
             held(blocks, threads, (x, weight, bias, residual, out, saved, slots, *numbers))
 
         return hold
+    if planes <= processors and copied(x, residual, out, together=1):
+        return hopper.planned(x, eps, relu, together=1, processors=processors)
     length, pieces = pieces_to_sweep(planes, size, x.element_size(), processors * SWEEP_RESIDENT)
     blocks = planes * pieces
     measure, apply = kernel(f"instance_norm_statistics_{dtype}"), kernel(f"instance_norm_apply_{dtype}")
@@ -188,6 +194,8 @@ def planes(x, eps, relu) -> Callable[..., None]:
 def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
     """Return launch(x, weight, bias, residual, out). x, residual, out: (N, H, W, C), contiguous."""
     device, images, channels, size = x.device, x.shape[0], x.shape[3], x.shape[1] * x.shape[2]
+    if copied(x, residual, out, together=channels):
+        return hopper.planned(x, eps, relu, together=channels, processors=multiprocessors(device))
     lanes = VECTOR_BYTES // x.element_size()
     tensors = (x, out) if residual is None else (x, out, residual)
     if channels % lanes or any(tensor.data_ptr() % VECTOR_BYTES for tensor in tensors):
@@ -203,6 +211,11 @@ def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
         kernel(grid, THREADS, (x, weight, bias, residual, out, room, *numbers), cooperative=pieces > 1)
 
     return launch
+
+
+def copied(*tensors: torch.Tensor | None, together: int) -> bool:
+    """Whether the copy engine of the card brings such tensors: see `instance_norm_hopper.takes`."""
+    return COPY_ENGINE and hopper.available(tensors[0].device) and hopper.takes(*tensors, together=together)
 
 
 def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int, int]:

@@ -25,7 +25,7 @@ def trained(
     four tensors, once: a gradient of a gradient is refused.
     """
     out, saved = torch.empty_like(x), _saved(x)
-    forward.planes(x, eps, relu)(x, weight, bias, residual, out, saved)
+    forward.planes(x, residual, out, eps, relu)(x, weight, bias, residual, out, saved)
     return out, saved
 
 

@@ -204,7 +204,7 @@ def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, way, s
             cut(patch, way)
         beside, out = None if residual is None else views[1], views[2]
         more = (norm.EPS, relu)
-        launch = norm.pixels(views[0], beside, out, *more) if last else norm.planes(views[0], *more)
+        launch = (norm.pixels if last else norm.planes)(views[0], beside, out, *more)
         launch(views[0], weight, bias, beside, out)
     got = views[2].permute(0, 3, 1, 2) if last else views[2]
     hold(got, x, weight, bias, residual, relu)

@@ -1,0 +1,301 @@
+// Instance norm on Hopper, of NCHW and of NHWC tensors: cuda/instance_norm.cu says what is computed.
+//
+// Contents (T is float32, float16 or bfloat16; every statistic is float32)
+//   Chunks                      a block's part of x, on its way through shared memory, there and back
+//   Columns                     which sums a thread has, and those of the block
+//   measure                     the moments of the part
+//   plane_moments, close_planes      what all blocks of a plane found, merged; and made into scale and shift
+//   write                       the end of each number
+//   instance_norm_hopper_T      the kernel: moments, a barrier of the whole grid, merging, and the end
+//
+// A part is a stretch of memory: a piece of a plane (NCHW), or of the pixels of an image with all their channels (NHWC),
+// and it makes no difference to its way. The copy engine brings it in chunks of CHUNK bytes, as many at once as
+// shared memory holds, so that no thread waits for one load before it asks for the next. What fits, 192 KB of a block,
+// is read once: it stays while the blocks agree. A longer part goes through the same slots, and back from its last chunk
+// to its first, of which the L2 cache holds those that were read last. Each multiprocessor has one block.
+//
+// x, out, residual, weight, bias, saved, relu      as in cuda/instance_norm.cu; x, out and residual at multiples of 16 bytes.
+// together   how many channels lie side by side: 1 for NCHW; for NHWC the channels, LANES<T> * 1, 2, 4 ... or 64 of them.
+// size, length, pieces     NCHW: numbers of a plane, of a piece, and how many pieces it has; a plane is a multiple of 16
+//            bytes. NHWC: the same of an image; a piece is whole pixels.
+// room       4 floats for each plane, and 4 for each of its pieces.
+// compiled   for THREADS, CHUNK, SLOTS: styleforge_lib/ops/instance_norm_hopper.py has them.
+// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES; with several pieces cooperatively.
+// moves      2s where a part fits into shared memory, else up to 3s. s: see cuda/instance_norm.cu.
+// numbers    as there. Each part's distances are measured from a number near its first ones or, where that was far
+//            off, again from its mean. No atomics: same launch, same bits.
+#include <cooperative_groups.h>
+
+#include "common/hopper.cuh"
+#include "common/normalize.cuh"
+
+#ifndef THREADS
+#define THREADS 512
+#define CHUNK 16384
+#define SLOTS 12  // with the sums, all the shared memory of a multiprocessor
+#endif
+constexpr int WARPS = THREADS / 32;
+constexpr int VECTORS = CHUNK / 16, TURNS = VECTORS / THREADS;
+constexpr int MOST_UNITS = 64;               // vectors side by side, of the channels of a pixel
+constexpr int SUM_BYTES = (2 * THREADS + MOST_UNITS) * 8 * sizeof(float);
+constexpr int SHARED_BYTES = SLOTS * CHUNK + SUM_BYTES + SLOTS * 8;
+static_assert(SHARED_BYTES <= 227 << 10 && VECTORS % THREADS == 0 && THREADS % MOST_UNITS == 0);
+
+// The way of a part through shared memory. Chunk c lies in slot c % SLOTS. Each pass visits all chunks, the first from
+// the first to the last, the next the other way: it begins with those that are still there.
+struct Chunks {
+    const uint4* x;
+    long long vectors;
+    unsigned char* memory;  // SLOTS * CHUNK bytes
+    unsigned full;          // SLOTS barriers: a chunk has arrived
+    int chunks, pass;
+
+    __device__ Chunks(const void* part, long long bytes, unsigned char* slots, unsigned barriers)
+        : x(static_cast<const uint4*>(part)), vectors(bytes / 16), memory(slots), full(barriers), pass(0) {
+        chunks = (vectors + VECTORS - 1) / VECTORS;
+        if (threadIdx.x == 0) {
+            for (int slot = 0; slot < SLOTS; slot++) barrier_init(full + 8 * slot, 1);
+            barrier_init_done();
+            for (int chunk = 0; chunk < min(SLOTS, chunks); chunk++) fetch(chunk);
+        }
+        __syncthreads();
+    }
+
+    __device__ int count(int chunk) const { return min((long long)VECTORS, vectors - (long long)chunk * VECTORS); }
+
+    __device__ const uint4* slot(int chunk) const {
+        return reinterpret_cast<const uint4*>(memory + chunk % SLOTS * CHUNK);
+    }
+
+    __device__ void fetch(int chunk) const {  // one thread
+        const unsigned barrier = full + 8 * (chunk % SLOTS), bytes = 16 * count(chunk);
+        barrier_expect(barrier, bytes);
+        bulk_copy(shared_address(slot(chunk)), x + (long long)chunk * VECTORS, bytes, barrier);
+    }
+
+    __device__ void wait(int chunk) const {
+        // How often its slot was filled before: on each pass once less than it has chunks, as the last of them stays.
+        const int turn = chunk / SLOTS, turns = (chunks - 1 - chunk % SLOTS) / SLOTS;
+        barrier_wait(full + 8 * (chunk % SLOTS), (pass * turns + (pass % 2 ? turns - turn : turn)) % 2);
+    }
+
+    template <class Use>
+    __device__ void visit(const Use& use) {
+        const int step = pass % 2 ? -1 : 1;
+        for (int i = 0, chunk = pass % 2 ? chunks - 1 : 0; i < chunks; i++, chunk += step) {
+            wait(chunk);
+            use(chunk);
+            if (i + SLOTS < chunks) {  // the slot is wanted for another
+                __syncthreads();
+                if (threadIdx.x == 0) fetch(chunk + step * SLOTS);
+            }
+        }
+        pass++;
+    }
+};
+
+// A thread meets the same `unit` of a pixel's channels in every chunk. NHWC: its sums are COUNT = LANES<T> channels' of
+// it; NCHW: COUNT = 1, and all its numbers are of one plane.
+template <int COUNT>
+struct Columns {
+    int units, unit, width;  // width: columns of the block; column k * units + unit is channel unit * COUNT + k
+    float *rows, *center;    // in shared memory: 2 * width floats of each row of threads; what distances are measured from
+
+    __device__ Columns(int units, float* sums) : units(units), width(units * COUNT), rows(sums), center(sums + 16 * THREADS) {
+        unit = threadIdx.x % units;
+    }
+
+    __device__ int channel(int column) const { return column % units * COUNT + column / units; }
+
+    __device__ void set(const float (&value)[COUNT]) {
+        if (threadIdx.x < units)
+            for (int k = 0; k < COUNT; k++) center[k * units + unit] = value[k];
+    }
+
+    __device__ void get(float (&value)[COUNT]) const {
+        for (int k = 0; k < COUNT; k++) value[k] = center[k * units + unit];
+    }
+
+    // Put the sums of each row of threads, a warp or more, beside each other.
+    __device__ void put(float (&sums)[2][COUNT]) const {
+        for (int offset = 16; offset >= units; offset /= 2)
+            for (int i = 0; i < 2 * COUNT; i++)
+                sums[i / COUNT][i % COUNT] += __shfl_xor_sync(0xffffffffu, sums[i / COUNT][i % COUNT], offset);
+        const int row = threadIdx.x / max(units, 32);
+        if (threadIdx.x % max(units, 32) < units)
+            for (int i = 0; i < 2 * COUNT; i++)
+                rows[(2 * row + i / COUNT) * width + i % COUNT * units + unit] = sums[i / COUNT][i % COUNT];
+    }
+
+    __device__ float2 total(int column) const {
+        float2 sum = {};
+        for (int row = 0; row < THREADS / max(units, 32); row++) {
+            sum.x += rows[2 * row * width + column];
+            sum.y += rows[(2 * row + 1) * width + column];
+        }
+        return sum;
+    }
+};
+
+// The moments of the part's columns, to partial[channel * pieces]. n: numbers of a column.
+template <typename T, int COUNT>
+__device__ void measure(Chunks& chunks, Columns<COUNT> columns, Moments* partial, int pieces, int n) {
+    constexpr int STEP = COUNT == 1 ? 1 : LANES<T>;
+    float center[COUNT];
+    chunks.wait(0);
+    const T* first = reinterpret_cast<const T*>(chunks.slot(0)) + columns.unit * COUNT;
+    near_first(first, min(n, VECTORS * LANES<T> / columns.width), columns.units * STEP, center);
+    columns.set(center);
+#pragma unroll 1
+    for (bool again = false;; again = true) {
+        float sums[2][COUNT] = {}, value[LANES<T>];
+        chunks.visit([&](int chunk) {
+            const uint4* slot = chunks.slot(chunk);
+            const int count = chunks.count(chunk);
+#pragma unroll
+            for (int turn = 0; turn < TURNS; turn++) {
+                const int v = threadIdx.x + turn * THREADS;
+                if (v >= count) continue;
+                unpack<T>(slot[v], value);
+                for (int k = 0; k < LANES<T>; k++) {
+                    const float distance = value[k] - center[k % COUNT];
+                    sums[0][k % COUNT] += distance;
+                    sums[1][k % COUNT] = fmaf(distance, distance, sums[1][k % COUNT]);
+                }
+            }
+        });
+        columns.put(sums);
+        __syncthreads();
+        bool off = false;
+        for (int column = threadIdx.x; column < columns.width; column += THREADS) {
+            const float2 sum = columns.total(column);
+            const float m2 = fmaf(-sum.x, sum.x / n, sum.y);
+            Moments m = {(float)n, {columns.center[column], 0.0f}, m2};
+            m.mean.move(sum.x / n);
+            partial[(long long)columns.channel(column) * pieces] = m;
+            columns.center[column] = m.mean.value;
+            off |= cancelled(sum.y, m2);
+        }
+        off = __syncthreads_or(off);
+        if (!off || again) break;
+        columns.get(center);
+    }
+}
+
+// The moments of a plane, for all lanes of a warp.
+__device__ Moments plane_moments(const Moments* partial, long long plane, int pieces) {
+    Moments m = {};
+    for (int i = threadIdx.x % 32; i < pieces; i += 32) {
+        const float4 read = __ldcg(reinterpret_cast<const float4*>(partial + plane * pieces + i));
+        m = merge(m, {read.x, {read.y, read.z}, read.w});
+    }
+    return merge_warp(m);
+}
+
+// Scale and shift of the planes from `plane` on, a warp each.
+template <typename T>
+__device__ void close_planes(const Moments* partial, Affine* affine, const T* weight, const T* bias, int channels,
+                             int pieces, float eps, int plane, int end, int step) {
+    for (plane += step * (threadIdx.x / 32); plane < end; plane += step * WARPS) {
+        const Moments m = plane_moments(partial, plane, pieces);
+        if (threadIdx.x % 32 == 0) affine[plane] = Affine(m, weight, bias, plane % channels, eps);
+    }
+}
+
+// Write the part. ADD: there is a residual; CUT: ReLU.
+template <bool ADD, bool CUT, typename T, int COUNT>
+__device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&affine)[COUNT]) {
+    const uint4* source = reinterpret_cast<const uint4*>(residual);
+    uint4* target = reinterpret_cast<uint4*>(out);
+    chunks.visit([&](int chunk) {
+        const long long begin = (long long)chunk * VECTORS + threadIdx.x;
+        const int count = chunks.count(chunk);
+        uint4 other[TURNS];
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++)
+            if (ADD && threadIdx.x + turn * THREADS < count) other[turn] = source[begin + turn * THREADS];
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            const int v = threadIdx.x + turn * THREADS;
+            if (v >= count) continue;
+            float value[LANES<T>], added[LANES<T>];
+            unpack<T>(chunks.slot(chunk)[v], value);
+            if (ADD) unpack<T>(other[turn], added);
+            for (int k = 0; k < LANES<T>; k++)
+                value[k] = finish(value[k], ADD ? added[k] : 0.0f, ADD, affine[k % COUNT], CUT);
+            __stwb(target + begin + turn * THREADS, pack<T>(value));
+        }
+    });
+}
+
+template <int COUNT, typename T>
+__device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved, float* room,
+                          int channels, int together, long long size, long long length, int pieces, float eps, bool cut,
+                          unsigned char* memory) {
+    const Piece at(size, length, pieces);
+    const int planes = gridDim.x / pieces * together, own = at.plane * together, piece = blockIdx.x % pieces;
+    Affine* affine = reinterpret_cast<Affine*>(room);
+    Moments* partial = reinterpret_cast<Moments*>(affine + planes);
+    float* sums = reinterpret_cast<float*>(memory + SLOTS * CHUNK);
+    Chunks chunks(x + at.start, at.count * sizeof(T), memory, shared_address(sums) + SUM_BYTES);
+    const Columns<COUNT> columns(together / COUNT, sums);
+    measure<T>(chunks, columns, partial + (long long)own * pieces + piece, pieces, at.count / together);
+    const auto barrier = [&] { pieces > 1 ? cooperative_groups::this_grid().sync() : __syncthreads(); };
+    barrier();
+    Affine mine[COUNT];
+    if (COUNT == 1) {  // few pieces: each warp merges them for itself
+        const Moments m = plane_moments(partial, at.plane, pieces);
+        if (saved && threadIdx.x == 0 && piece == 0) save(saved, m, eps, at.plane);
+        mine[0] = Affine(m, weight, bias, at.plane % channels, eps);
+    } else {  // many planes: shared out, those of the whole grid or of this block alone
+        const bool all = pieces > 1;
+        close_planes(partial, affine, weight, bias, channels, pieces, eps, all ? blockIdx.x : own,
+                     all ? planes : own + together, all ? gridDim.x : 1);
+        barrier();
+        for (int k = 0; k < COUNT; k++) {
+            const float4 read = __ldcg(reinterpret_cast<float4*>(affine + own + columns.unit * COUNT + k));
+            mine[k].mean = read.x, mine[k].scale = read.y, mine[k].shift = read.z;
+        }
+    }
+    out += at.start;
+    if (residual)
+        cut ? write<true, true>(chunks, residual + at.start, out, mine)
+            : write<true, false>(chunks, residual + at.start, out, mine);
+    else
+        cut ? write<false, true>(chunks, residual, out, mine) : write<false, false>(chunks, residual, out, mine);
+}
+
+template <typename T>
+__device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved, float* room,
+                          int channels, int together, long long size, long long length, int pieces, float eps, int relu) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    if (together == 1)
+        norm_part<1>(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu, memory);
+    else
+        norm_part<LANES<T>>(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu,
+                            memory);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernels
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    instance_norm_hopper_float32(const float* __restrict__ x, const float* weight, const float* bias,
+        const float* __restrict__ residual, float* __restrict__ out, float* saved, float* room, int channels,
+        int together, long long size, long long length, int pieces, float eps, int relu) {
+    norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    instance_norm_hopper_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
+        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, float* room, int channels,
+        int together, long long size, long long length, int pieces, float eps, int relu) {
+    norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    instance_norm_hopper_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
+        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, float* room, int channels,
+        int together, long long size, long long length, int pieces, float eps, int relu) {
+    norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
+}

@@ -1,0 +1,85 @@
+"""Instance norm where the copy engine brings a block's part of x into shared memory (`cuda/instance_norm_hopper.cu`).
+
+Contents
+    available       does a card have a copy engine?
+    takes           does the kernel take these tensors?
+    pieces          the rule for the launch shape
+    planned         a launch for tensors of one kind
+
+`instance_norm` takes it on Hopper and later cards for NHWC tensors whose channels are a power of two, and for NCHW
+planes that are too large for blocks to hold in their registers.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+
+from styleforge_lib.ops.elementwise import VECTOR_BYTES, compiled
+
+COPY_THREADS, CHUNK, SLOTS = 512, 16 << 10, 12  # of a block; bytes that are copied at once; how many of them it holds
+MOST_UNITS = 64  # vectors of 16 bytes that are the channels of a pixel
+
+
+@functools.cache
+def available(device: torch.device) -> bool:
+    """Whether the card is a Hopper or later; the emulator is given a T4's choice of kernels."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def takes(*tensors: torch.Tensor | None, together: int) -> bool:
+    """Whether the kernel takes contiguous tensors (N, C, ...), together = 1, or (N, H, W, C), together = C.
+
+    They must begin at multiples of 16 bytes; a plane must be a multiple of 16 bytes, and the channels of an NHWC tensor
+    16 bytes, or 2, 4, 8 ... 64 times as much.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    x = given[0]
+    if any(tensor.data_ptr() % VECTOR_BYTES for tensor in given):
+        return False
+    if together == 1:
+        return math.prod(x.shape[2:]) * x.element_size() % VECTOR_BYTES == 0
+    units, left = divmod(together * x.element_size(), VECTOR_BYTES)
+    return left == 0 and 0 < units <= MOST_UNITS and units & (units - 1) == 0
+
+
+def shared_bytes() -> int:
+    """Return the shared memory of a block, as in the kernel's file: chunks, sums, and a barrier for each chunk."""
+    return SLOTS * CHUNK + (2 * COPY_THREADS + MOST_UNITS) * 8 * 4 + SLOTS * 8
+
+
+def pieces(parts: int, size: int, step: int, itemsize: int, blocks: int) -> tuple[int, int]:
+    """Return (numbers of a piece, pieces) for `parts` planes or images of `size` numbers, on about `blocks` blocks.
+
+    A piece is a multiple of `step` numbers, and at least a chunk, if there is as much.
+    """
+    most = max(1, min(blocks // parts, math.ceil(size * itemsize / CHUNK)))
+    length = math.ceil(math.ceil(size / most) / step) * step
+    return length, math.ceil(size / length)
+
+
+def planned(
+    x: torch.Tensor, eps: float, relu: bool, *, together: int, processors: int, arch: str | None = None
+) -> Callable[..., None]:
+    """Return launch(x, weight, bias, residual, out, saved=None) for tensors like x: see `takes`.
+
+    saved: float32 [planes, 3], for the backward pass of NCHW. The launch keeps no tensor of its maker's.
+    """
+    device, itemsize = x.device, x.element_size()
+    channels = x.shape[1] if together == 1 else together
+    parts = x.shape[0] * channels // together
+    size = x.numel() // parts
+    length, cut = pieces(parts, size, max(together, VECTOR_BYTES // itemsize), itemsize, processors)
+    module = compiled("instance_norm_hopper", device, arch, THREADS=COPY_THREADS, CHUNK=CHUNK, SLOTS=SLOTS)
+    kernel = module.kernel(f"instance_norm_hopper_{str(x.dtype).removeprefix('torch.')}")
+    threads, shared = COPY_THREADS, shared_bytes()
+    blocks, words = parts * cut, 4 * parts * together * (1 + cut)
+    numbers = (channels, together, size, length, cut, eps, int(relu))
+
+    def launch(x, weight, bias, residual, out, saved=None) -> None:
+        room = torch.empty(words, dtype=torch.float32, device=device)
+        args = (x, weight, bias, residual, out, saved, room, *numbers)
+        kernel(blocks, threads, args, shared_bytes=shared, cooperative=cut > 1)
+
+    return launch

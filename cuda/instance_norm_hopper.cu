@@ -4,24 +4,26 @@
 //   Chunks                      a block's part of x, on its way through shared memory, there and back
 //   Columns                     which sums a thread has, and those of the block
 //   measure                     the moments of the part
-//   plane_moments, close_planes      what all blocks of a plane found, merged; and made into scale and shift
+//   cluster_moments, plane_moments   what all blocks of a plane found, merged
+//   close_planes                these made into scale and shift
 //   write                       the end of each number
 //   instance_norm_hopper_T      the kernel: moments, a barrier of the whole grid, merging, and the end
 //
 // A part is a stretch of memory: a piece of a plane (NCHW), or of the pixels of an image with all their channels (NHWC),
 // and it makes no difference to its way. The copy engine brings it in chunks of CHUNK bytes, as many at once as
-// shared memory holds, so that no thread waits for one load before it asks for the next. What fits, 192 KB of a block,
-// is read once: it stays while the blocks agree. A longer part goes through the same slots, and back from its last chunk
+// shared memory holds, so that no thread waits for one load before it asks for the next. What fits is read once, 256 KB
+// of a block: it stays in registers and slots while the blocks agree. A longer part goes through the same slots, and back from its last chunk
 // to its first, of which the L2 cache holds those that were read last. Each multiprocessor has one block.
 //
 // x, out, residual, weight, bias, saved, relu      as in cuda/instance_norm.cu; x, out and residual at multiples of 16 bytes.
 // together   how many channels lie side by side: 1 for NCHW; for NHWC the channels, LANES<T> * 1, 2, 4 ... or 64 of them.
 // size, length, pieces     NCHW: numbers of a plane, of a piece, and how many pieces it has; a plane is a multiple of 16
 //            bytes. NHWC: the same of an image; a piece is whole pixels.
-// room       4 floats for each plane, and 4 for each of its pieces.
-// compiled   for THREADS, CHUNK, SLOTS: styleforge_lib/ops/instance_norm_hopper.py has them.
-// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES; with several pieces cooperatively.
-// moves      2s where a part fits into shared memory, else up to 3s. s: see cuda/instance_norm.cu.
+// room       4 floats for each plane, and 4 for each of its pieces; clusters do without.
+// compiled   for THREADS, CHUNK, SLOTS, KEPT, CLUSTER: styleforge_lib/ops/instance_norm_hopper.py has them.
+// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES; with several pieces cooperatively or, NCHW
+//            alone, in clusters of as many, which tell each other their moments through shared memory.
+// moves      2s where a part fits, else up to 3s. s: see cuda/instance_norm.cu.
 // numbers    as there. Each part's distances are measured from a number near its first ones or, where that was far
 //            off, again from its mean. No atomics: same launch, same bits.
 #include <cooperative_groups.h>
@@ -33,24 +35,32 @@
 #define THREADS 512
 #define CHUNK 16384
 #define SLOTS 12  // with the sums, all the shared memory of a multiprocessor
+#define KEPT 4    // and 64 KB of its registers
+#define CLUSTER 1
+#endif
+#if CLUSTER > 1  // the pieces of a plane are a cluster, which runs at once, and whose barrier is the card's own
+#define BLOCKS __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+#else
+#define BLOCKS __launch_bounds__(THREADS, 1)
 #endif
 constexpr int WARPS = THREADS / 32;
 constexpr int VECTORS = CHUNK / 16, TURNS = VECTORS / THREADS;
 constexpr int MOST_UNITS = 64;               // vectors side by side, of the channels of a pixel
 constexpr int SUM_BYTES = (2 * THREADS + MOST_UNITS) * 8 * sizeof(float);
 constexpr int SHARED_BYTES = SLOTS * CHUNK + SUM_BYTES + SLOTS * 8;
-static_assert(SHARED_BYTES <= 227 << 10 && VECTORS % THREADS == 0 && THREADS % MOST_UNITS == 0);
+static_assert(SHARED_BYTES <= 227 << 10 && VECTORS % THREADS == 0 && THREADS % MOST_UNITS == 0 && KEPT <= SLOTS);
 
-// The way of a part through shared memory. Chunk c lies in slot c % SLOTS. Each pass visits all chunks, the first from
-// the first to the last, the next the other way: it begins with those that are still there.
+// The way of a part to the threads. Chunk c comes into slot c % SLOTS. The first KEPT chunks stay in registers; the others
+// are visited anew on each pass: first from the first to the last, then the other way, which begins with those that are
+// still in their slots, and so on.
 struct Chunks {
     const uint4* x;
     long long vectors;
-    unsigned char* memory;  // SLOTS * CHUNK bytes
-    unsigned full;          // SLOTS barriers: a chunk has arrived
+    unsigned memory, full;  // addresses of SLOTS * CHUNK bytes, and of SLOTS barriers: a chunk has arrived
     int chunks, pass;
+    uint4 kept[KEPT][TURNS];
 
-    __device__ Chunks(const void* part, long long bytes, unsigned char* slots, unsigned barriers)
+    __device__ Chunks(const void* part, long long bytes, unsigned slots, unsigned barriers)
         : x(static_cast<const uint4*>(part)), vectors(bytes / 16), memory(slots), full(barriers), pass(0) {
         chunks = (vectors + VECTORS - 1) / VECTORS;
         if (threadIdx.x == 0) {
@@ -61,36 +71,65 @@ struct Chunks {
         __syncthreads();
     }
 
-    __device__ int count(int chunk) const { return min((long long)VECTORS, vectors - (long long)chunk * VECTORS); }
+    __device__ unsigned slot(int chunk) const { return memory + chunk % SLOTS * CHUNK; }
 
-    __device__ const uint4* slot(int chunk) const {
-        return reinterpret_cast<const uint4*>(memory + chunk % SLOTS * CHUNK);
+    __device__ uint4 arrived(int chunk, int turn) const {
+        return load_shared(slot(chunk) + (threadIdx.x + turn * THREADS) * 16);
     }
 
     __device__ void fetch(int chunk) const {  // one thread
-        const unsigned barrier = full + 8 * (chunk % SLOTS), bytes = 16 * count(chunk);
+        const long long begin = (long long)chunk * VECTORS;
+        const unsigned barrier = full + 8 * (chunk % SLOTS), bytes = 16 * min((long long)VECTORS, vectors - begin);
         barrier_expect(barrier, bytes);
-        bulk_copy(shared_address(slot(chunk)), x + (long long)chunk * VECTORS, bytes, barrier);
+        bulk_copy(slot(chunk), x + begin, bytes, barrier);
     }
 
     __device__ void wait(int chunk) const {
         // How often its slot was filled before: on each pass once less than it has chunks, as the last of them stays.
-        const int turn = chunk / SLOTS, turns = (chunks - 1 - chunk % SLOTS) / SLOTS;
-        barrier_wait(full + 8 * (chunk % SLOTS), (pass * turns + (pass % 2 ? turns - turn : turn)) % 2);
+        const int turn = chunk / SLOTS, first = chunk % SLOTS < KEPT, last = (chunks - 1 - chunk % SLOTS) / SLOTS;
+        const int later = last + (pass - 1) * (last - first) + (pass % 2 ? last - turn : turn - first);
+        barrier_wait(full + 8 * (chunk % SLOTS), (pass == 0 ? turn : later) % 2);
     }
 
+    __device__ void refill(int chunk) const {  // once all have read what lies in its slot
+        __syncthreads();
+        if (threadIdx.x == 0) fetch(chunk);
+    }
+
+    // use(vector, v) for each vector of the part that is this thread's, x[v].
     template <class Use>
     __device__ void visit(const Use& use) {
         const int step = pass % 2 ? -1 : 1;
-        for (int i = 0, chunk = pass % 2 ? chunks - 1 : 0; i < chunks; i++, chunk += step) {
+        visit_kept(use);
+        for (int chunk = pass % 2 ? chunks - 1 : KEPT; KEPT <= chunk && chunk < chunks; chunk += step) {
             wait(chunk);
-            use(chunk);
-            if (i + SLOTS < chunks) {  // the slot is wanted for another
-                __syncthreads();
-                if (threadIdx.x == 0) fetch(chunk + step * SLOTS);
-            }
+            each([&](int turn, long long v) { use(arrived(chunk, turn), v); }, chunk);
+            const int next = chunk + step * SLOTS;
+            if (KEPT <= next && next < chunks) refill(next);
         }
         pass++;
+    }
+
+    template <class Use>
+    __device__ void visit_kept(const Use& use) {
+#pragma unroll
+        for (int chunk = 0; chunk < KEPT; chunk++) {
+            if (chunk >= chunks) break;
+            if (pass == 0) {
+                wait(chunk);
+                each([&](int turn, long long v) { kept[chunk][turn] = arrived(chunk, turn); }, chunk);
+                if (chunk + SLOTS < chunks) refill(chunk + SLOTS);
+            }
+            each([&](int turn, long long v) { use(kept[chunk][turn], v); }, chunk);
+        }
+    }
+
+    template <class Do>
+    __device__ void each(const Do& act, int chunk) const {
+        const long long begin = (long long)chunk * VECTORS + threadIdx.x;
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++)
+            if (begin + turn * THREADS < vectors) act(turn, begin + turn * THREADS);
     }
 };
 
@@ -143,25 +182,18 @@ __device__ void measure(Chunks& chunks, Columns<COUNT> columns, Moments* partial
     constexpr int STEP = COUNT == 1 ? 1 : LANES<T>;
     float center[COUNT];
     chunks.wait(0);
-    const T* first = reinterpret_cast<const T*>(chunks.slot(0)) + columns.unit * COUNT;
+    const T* first = static_cast<const T*>(__cvta_shared_to_generic(chunks.slot(0))) + columns.unit * COUNT;
     near_first(first, min(n, VECTORS * LANES<T> / columns.width), columns.units * STEP, center);
     columns.set(center);
 #pragma unroll 1
     for (bool again = false;; again = true) {
         float sums[2][COUNT] = {}, value[LANES<T>];
-        chunks.visit([&](int chunk) {
-            const uint4* slot = chunks.slot(chunk);
-            const int count = chunks.count(chunk);
-#pragma unroll
-            for (int turn = 0; turn < TURNS; turn++) {
-                const int v = threadIdx.x + turn * THREADS;
-                if (v >= count) continue;
-                unpack<T>(slot[v], value);
-                for (int k = 0; k < LANES<T>; k++) {
-                    const float distance = value[k] - center[k % COUNT];
-                    sums[0][k % COUNT] += distance;
-                    sums[1][k % COUNT] = fmaf(distance, distance, sums[1][k % COUNT]);
-                }
+        chunks.visit([&](const uint4& vector, long long) {
+            unpack<T>(vector, value);
+            for (int k = 0; k < LANES<T>; k++) {
+                const float distance = value[k] - center[k % COUNT];
+                sums[0][k % COUNT] += distance;
+                sums[1][k % COUNT] = fmaf(distance, distance, sums[1][k % COUNT]);
             }
         });
         columns.put(sums);
@@ -180,6 +212,13 @@ __device__ void measure(Chunks& chunks, Columns<COUNT> columns, Moments* partial
         if (!off || again) break;
         columns.get(center);
     }
+}
+
+// The moments of a plane whose pieces are the blocks of a cluster, told through their shared memory.
+__device__ Moments cluster_moments(Moments* told) {
+    cooperative_groups::this_cluster().sync();
+    const int lane = threadIdx.x % 32;
+    return merge_warp(lane < CLUSTER ? *cooperative_groups::this_cluster().map_shared_rank(told, lane) : Moments{});
 }
 
 // The moments of a plane, for all lanes of a warp.
@@ -202,29 +241,18 @@ __device__ void close_planes(const Moments* partial, Affine* affine, const T* we
     }
 }
 
-// Write the part. ADD: there is a residual; CUT: ReLU.
-template <bool ADD, bool CUT, typename T, int COUNT>
-__device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&affine)[COUNT]) {
+// Write the part. ADD: there is a residual. cut: ReLU; at run time, as the code is read once and its length is felt.
+template <bool ADD, typename T, int COUNT>
+__device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&affine)[COUNT], bool cut) {
     const uint4* source = reinterpret_cast<const uint4*>(residual);
     uint4* target = reinterpret_cast<uint4*>(out);
-    chunks.visit([&](int chunk) {
-        const long long begin = (long long)chunk * VECTORS + threadIdx.x;
-        const int count = chunks.count(chunk);
-        uint4 other[TURNS];
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++)
-            if (ADD && threadIdx.x + turn * THREADS < count) other[turn] = source[begin + turn * THREADS];
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-            const int v = threadIdx.x + turn * THREADS;
-            if (v >= count) continue;
-            float value[LANES<T>], added[LANES<T>];
-            unpack<T>(chunks.slot(chunk)[v], value);
-            if (ADD) unpack<T>(other[turn], added);
-            for (int k = 0; k < LANES<T>; k++)
-                value[k] = finish(value[k], ADD ? added[k] : 0.0f, ADD, affine[k % COUNT], CUT);
-            __stwb(target + begin + turn * THREADS, pack<T>(value));
-        }
+    chunks.visit([&](const uint4& vector, long long v) {
+        float value[LANES<T>], added[LANES<T>];
+        unpack<T>(vector, value);
+        if (ADD) unpack<T>(__ldg(source + v), added);
+        for (int k = 0; k < LANES<T>; k++)
+            value[k] = finish(value[k], ADD ? added[k] : 0.0f, ADD, affine[k % COUNT], cut);
+        __stwb(target + v, pack<T>(value));
     });
 }
 
@@ -237,14 +265,15 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
     Affine* affine = reinterpret_cast<Affine*>(room);
     Moments* partial = reinterpret_cast<Moments*>(affine + planes);
     float* sums = reinterpret_cast<float*>(memory + SLOTS * CHUNK);
-    Chunks chunks(x + at.start, at.count * sizeof(T), memory, shared_address(sums) + SUM_BYTES);
+    Chunks chunks(x + at.start, at.count * sizeof(T), shared_address(memory), shared_address(sums) + SUM_BYTES);
     const Columns<COUNT> columns(together / COUNT, sums);
-    measure<T>(chunks, columns, partial + (long long)own * pieces + piece, pieces, at.count / together);
     const auto barrier = [&] { pieces > 1 ? cooperative_groups::this_grid().sync() : __syncthreads(); };
-    barrier();
+    __shared__ Moments told;
+    measure<T>(chunks, columns, CLUSTER > 1 ? &told : partial + (long long)own * pieces + piece, pieces, at.count / together);
+    if (CLUSTER == 1) barrier();
     Affine mine[COUNT];
     if (COUNT == 1) {  // few pieces: each warp merges them for itself
-        const Moments m = plane_moments(partial, at.plane, pieces);
+        const Moments m = CLUSTER > 1 ? cluster_moments(&told) : plane_moments(partial, at.plane, pieces);
         if (saved && threadIdx.x == 0 && piece == 0) save(saved, m, eps, at.plane);
         mine[0] = Affine(m, weight, bias, at.plane % channels, eps);
     } else {  // many planes: shared out, those of the whole grid or of this block alone
@@ -252,17 +281,22 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
         close_planes(partial, affine, weight, bias, channels, pieces, eps, all ? blockIdx.x : own,
                      all ? planes : own + together, all ? gridDim.x : 1);
         barrier();
+        // All blocks ask for the same few lines, so each asks once, and its threads find the numbers side by side.
+        float4* shared = reinterpret_cast<float4*>(sums);
+        for (int column = threadIdx.x; column < columns.width; column += THREADS)
+            shared[column] = __ldcg(reinterpret_cast<float4*>(affine + own + columns.channel(column)));
+        __syncthreads();
         for (int k = 0; k < COUNT; k++) {
-            const float4 read = __ldcg(reinterpret_cast<float4*>(affine + own + columns.unit * COUNT + k));
+            const float4 read = shared[k * columns.units + columns.unit];
             mine[k].mean = read.x, mine[k].scale = read.y, mine[k].shift = read.z;
         }
     }
     out += at.start;
     if (residual)
-        cut ? write<true, true>(chunks, residual + at.start, out, mine)
-            : write<true, false>(chunks, residual + at.start, out, mine);
+        write<true>(chunks, residual + at.start, out, mine, cut);
     else
-        cut ? write<false, true>(chunks, residual, out, mine) : write<false, false>(chunks, residual, out, mine);
+        write<false>(chunks, residual, out, mine, cut);
+    if (CLUSTER > 1) cooperative_groups::this_cluster().sync();  // the others have read what this block told
 }
 
 template <typename T>
@@ -279,21 +313,21 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void BLOCKS
     instance_norm_hopper_float32(const float* __restrict__ x, const float* weight, const float* bias,
         const float* __restrict__ residual, float* __restrict__ out, float* saved, float* room, int channels,
         int together, long long size, long long length, int pieces, float eps, int relu) {
     norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void BLOCKS
     instance_norm_hopper_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
         const __half* __restrict__ residual, __half* __restrict__ out, float* saved, float* room, int channels,
         int together, long long size, long long length, int pieces, float eps, int relu) {
     norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void BLOCKS
     instance_norm_hopper_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
         const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, float* room, int channels,
         int together, long long size, long long length, int pieces, float eps, int relu) {

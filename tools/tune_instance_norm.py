@@ -35,11 +35,16 @@ SWEEPS = [
     for blocks in (1, 2, 4)
     if threads * blocks <= 2048
 ]
-PIXELS = [{"COPY_ENGINE": False, "PIXELS_RESIDENT": blocks} for blocks in (1, 2)]
+PIXELS = [{"COPY_ENGINE": False}]
 # Blocks whose part the copy engine brings (Hopper): of any planes, and in chunks of other sizes.
 COPIES = [
-    {"RESIDENT": {16: 0, 8: 0}, "COPY_THREADS": threads, "CHUNK": kb << 10, "SLOTS": slots}
-    for threads, kb, slots in ((512, 16, 12), (512, 8, 24), (512, 32, 6), (256, 16, 13), (256, 8, 26))
+    {"RESIDENT": {16: 0, 8: 0}, "COPY_THREADS": threads, "CHUNK": kb << 10, "SLOTS": slots, "KEPT": kept}
+    for threads, kb, slots, kept in (
+        (512, 16, 12, 4),
+        (512, 16, 12, 2),
+        (512, 16, 12, 1),
+        (256, 16, 13, 3),
+    )
 ]
 
 

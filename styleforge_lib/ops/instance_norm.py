@@ -163,6 +163,8 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
     """
     device, channels, planes, size = x.device, x.shape[1], x.shape[0] * x.shape[1], math.prod(x.shape[2:])
     processors = multiprocessors(device)
+    if copied(x, residual, out, together=1) and hopper.held(planes, size, x.element_size(), processors):
+        return hopper.planned(x, eps, relu, together=1, processors=processors)
     kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
     vectors, threads, length, pieces = pieces_to_hold(size, x.element_size())
     relu = int(relu)
@@ -176,8 +178,6 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
             held(blocks, threads, (x, weight, bias, residual, out, saved, slots, *numbers))
 
         return hold
-    if planes <= processors and copied(x, residual, out, together=1):
-        return hopper.planned(x, eps, relu, together=1, processors=processors)
     length, pieces = pieces_to_sweep(planes, size, x.element_size(), processors * SWEEP_RESIDENT)
     blocks = planes * pieces
     measure, apply = kernel(f"instance_norm_statistics_{dtype}"), kernel(f"instance_norm_apply_{dtype}")

@@ -4,10 +4,11 @@ Contents
     available       does a card have a copy engine?
     takes           does the kernel take these tensors?
     pieces          the rule for the launch shape
+    held            the rule for NCHW: where this kernel is the faster one
     planned         a launch for tensors of one kind
 
 `instance_norm` takes it on Hopper and later cards for NHWC tensors whose channels are a power of two, and for NCHW
-planes that are too large for blocks to hold in their registers.
+planes, or halves, quarters and eighths of them, that fill a block.
 """
 
 import functools
@@ -18,7 +19,9 @@ import torch
 
 from styleforge_lib.ops.elementwise import VECTOR_BYTES, compiled
 
-COPY_THREADS, CHUNK, SLOTS = 512, 16 << 10, 12  # of a block; bytes that are copied at once; how many of them it holds
+# Of a block; bytes that are copied at once; how many of them it holds in shared memory, and how many in registers.
+COPY_THREADS, CHUNK, SLOTS, KEPT = 512, 16 << 10, 12, 4
+CLUSTERS = (2, 4, 8)  # pieces of a plane that can be one
 MOST_UNITS = 64  # vectors of 16 bytes that are the channels of a pixel
 
 
@@ -49,6 +52,11 @@ def shared_bytes() -> int:
     return SLOTS * CHUNK + (2 * COPY_THREADS + MOST_UNITS) * 8 * 4 + SLOTS * 8
 
 
+def macros(cluster: int = 1) -> dict[str, int]:
+    """Return what the kernel is compiled for. cluster: blocks that run at once, of one plane."""
+    return {"THREADS": COPY_THREADS, "CHUNK": CHUNK, "SLOTS": SLOTS, "KEPT": KEPT, "CLUSTER": cluster}
+
+
 def pieces(parts: int, size: int, step: int, itemsize: int, blocks: int) -> tuple[int, int]:
     """Return (numbers of a piece, pieces) for `parts` planes or images of `size` numbers, on about `blocks` blocks.
 
@@ -57,6 +65,17 @@ def pieces(parts: int, size: int, step: int, itemsize: int, blocks: int) -> tupl
     most = max(1, min(blocks // parts, math.ceil(size * itemsize / CHUNK)))
     length = math.ceil(math.ceil(size / most) / step) * step
     return length, math.ceil(size / length)
+
+
+def held(planes: int, size: int, itemsize: int, blocks: int) -> bool:
+    """Whether blocks hold NCHW planes of `size` numbers, and are well filled: most of each, and most of `blocks`.
+
+    Then every number is read once. Measured on an H200 (tools/tune_instance_norm.py): with less in each block, or with
+    more than it holds, cuda/instance_norm.cu is faster, whose smaller blocks write while others read.
+    """
+    length, cut = pieces(planes, size, VECTOR_BYTES // itemsize, itemsize, blocks)
+    room = (SLOTS + KEPT) * CHUNK
+    return room < 2 * length * itemsize <= 2 * room and 3 * blocks <= 4 * planes * cut <= 4 * blocks
 
 
 def planned(
@@ -71,7 +90,8 @@ def planned(
     parts = x.shape[0] * channels // together
     size = x.numel() // parts
     length, cut = pieces(parts, size, max(together, VECTOR_BYTES // itemsize), itemsize, processors)
-    module = compiled("instance_norm_hopper", device, arch, THREADS=COPY_THREADS, CHUNK=CHUNK, SLOTS=SLOTS)
+    cluster = cut if together == 1 and cut in CLUSTERS else 1
+    module = compiled("instance_norm_hopper", device, arch, **macros(cluster))
     kernel = module.kernel(f"instance_norm_hopper_{str(x.dtype).removeprefix('torch.')}")
     threads, shared = COPY_THREADS, shared_bytes()
     blocks, words = parts * cut, 4 * parts * together * (1 + cut)
@@ -80,6 +100,6 @@ def planned(
     def launch(x, weight, bias, residual, out, saved=None) -> None:
         room = torch.empty(words, dtype=torch.float32, device=device)
         args = (x, weight, bias, residual, out, saved, room, *numbers)
-        kernel(blocks, threads, args, shared_bytes=shared, cooperative=cut > 1)
+        kernel(blocks, threads, args, shared_bytes=shared, cooperative=cut > cluster)
 
     return launch

@@ -22,8 +22,8 @@ ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}  # o
 
 
 def shrink(patch):
-    """Let blocks have 64 threads that hold three chunks of 1 KB."""
-    for name, value in (("COPY_THREADS", 64), ("CHUNK", 1024), ("SLOTS", 3)):
+    """Let blocks have 64 threads that hold five chunks of 1 KB, two of them in registers."""
+    for name, value in (("COPY_THREADS", 64), ("CHUNK", 1024), ("SLOTS", 3), ("KEPT", 2)):
         patch.setattr(hopper, name, value)
 
 
@@ -161,17 +161,25 @@ def test_what_the_backward_pass_needs(small_chunks):
     torch.testing.assert_close(saved[:, 2].double(), expected, rtol=3e-7, atol=0)
 
 
+@each_dtype
+@pytest.mark.parametrize("planes", [1, 2, 4])
+def test_the_pieces_of_a_plane_are_a_cluster(planes, dtype, small_chunks):
+    x, residual = (torch.randn(2, 1, planes, 48, 96, generator=torch.Generator().manual_seed(4)) + 10).to(dtype)
+    alone = run(x, None, None, residual, True, last=False, processors=8)
+    hold(alone, x, None, None, residual, True)
+    assert hopper.pieces(planes, 48 * 96, 16 // dtype.itemsize, dtype.itemsize, 8)[1] in hopper.CLUSTERS
+
+
 def test_full_size_blocks():
     """As compiled for a card: a part that is longer than what a block holds."""
-    x = torch.randn(1, 64, 96, 64, generator=torch.Generator().manual_seed(0)).half() + 3
+    x = torch.randn(1, 64, 96, 128, generator=torch.Generator().manual_seed(0)).half() + 3
     for last in (False, True):
         hold(run(x, relu=True, last=last, processors=2), x, relu=True)
 
 
-@pytest.mark.parametrize("arch", ["sm_90", "sm_90a", "sm_100"])
-def test_it_compiles_without_flushing_denormals_or_spilling(arch):
-    defines = {"THREADS": hopper.COPY_THREADS, "CHUNK": hopper.CHUNK, "SLOTS": hopper.SLOTS}
-    module = compile_cuda("instance_norm_hopper.cu", arch=arch, defines=defines)
+@pytest.mark.parametrize(("arch", "cluster"), [("sm_90", 1), ("sm_90a", 1), ("sm_90a", 2), ("sm_100", 1)])
+def test_it_compiles_without_flushing_denormals_or_spilling(arch, cluster):
+    module = compile_cuda("instance_norm_hopper.cu", arch=arch, defines=hopper.macros(cluster))
     assert len(module.kernels) == 3
     assert not module.warnings
     assert ".ftz" not in module.ptx
@@ -213,11 +221,27 @@ def test_pieces_cover_every_part(parts, steps, step, itemsize, blocks):
     assert pieces == 1 or (parts * pieces <= blocks and size * itemsize > hopper.CHUNK)
 
 
+def test_planes_that_fill_a_block():
+    """Of an H200: a block has room for 256 KB."""
+    assert hopper.held(64, 512 * 512, 2, 132)
+    assert hopper.held(128, 256 * 256, 4, 132)
+    assert not hopper.held(64, 512 * 512, 4, 132)  # twice as much as they hold
+    assert not hopper.held(128, 256 * 256, 2, 132)  # half as much
+    assert not hopper.held(1024, 512 * 256, 2, 132)  # more than one round of blocks
+    assert not hopper.held(70, 512 * 256, 2, 132)  # too few blocks
+
+
 def test_the_rule_asks_for_the_copy_engine_where_there_is_one(monkeypatch):
     monkeypatch.setattr(hopper, "available", lambda device: True)
     asked = []
     monkeypatch.setattr(hopper, "planned", lambda x, eps, relu, **how: asked.append(how))
-    for shape, last in (((1, 8, 6, 5), True), ((1, 2, 2000, 2000), False), ((2, 8, 6, 6), False), ((1, 6, 6, 5), True)):
+    for shape, last in (
+        ((1, 8, 6, 5), True),
+        ((1, 2, 1000, 1000), False),
+        ((1, 2, 2000, 2000), False),
+        ((2, 8, 6, 6), False),
+        ((1, 6, 6, 5), True),
+    ):
         x = torch.empty(shape)
         x = x.to(memory_format=torch.channels_last) if last else x
         norm.planned(x, None, None, None, False, EPS, torch.empty_like(x))

@@ -138,35 +138,39 @@ struct Ring {
         for (int i = 0; i < STAGES; i++) barrier_init(full + i * 8, 1);
         barrier_init_done();
     }
-    __device__ void fetch(int step, const unsigned char* weights) const {  // one thread
-        const int stage = step % STAGES;
+    __device__ void fetch(unsigned step, const unsigned char* weights) const {  // one thread
+        const unsigned stage = step % STAGES;
         barrier_expect(full + stage * 8, STEP);
         bulk_copy(memory + stage * STEP, weights, STEP, full + stage * 8);
     }
-    __device__ unsigned wait(int step) const {
-        const int stage = step % STAGES;
+    __device__ unsigned wait(unsigned step) const {  // -> the step's stage
+        const unsigned stage = step % STAGES;
         barrier_wait(full + stage * 8, step / STAGES % 2);
-        return memory + stage * STEP;
+        return stage;
     }
 };
 
 // d += the products of a tile, whose first step is `begin`. fetch(step) starts the copy of a step, if there is such.
 template <class Fetch>
 __device__ void multiply(float (&d)[64], const Ring& ring, int begin, unsigned halo, int phase, const Fetch& fetch) {
-    const int group = threadIdx.x / 128;
-    const int origin = UPSAMPLE ? tap_place(phase, group) : 0;  // a warpgroup has one phase in x of the doubling
+    // Descriptors count addresses in 16 bytes: what follows the first of each is so much further on. From lane 0, so that
+    // the compiler knows them to be the same in all, and adds once a warp.
+    const unsigned group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const unsigned pixels = halo + (UPSAMPLE ? tap_place(phase, group) : 0) * ROW;  // a warpgroup has one phase in x
+    const unsigned long long a = tile_address<ROW>(__shfl_sync(~0u, ring.memory + group * 64 * ROW, 0), 8 * ROW);
+    const unsigned long long b = tile_address<ROW>(__shfl_sync(~0u, pixels, 0), STRIDE * PITCH * ROW);
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        const unsigned long long from = b + chunk * (CHUNK / 16);
 #pragma unroll
         for (int tap = 0; tap < TAPS_Y * TAPS_X; tap++) {
             const int step = begin + chunk * TAPS_Y * TAPS_X + tap;
-            const unsigned rows = ring.wait(step) + group * 64 * ROW;
+            const unsigned stage = ring.wait(step);
+            const unsigned long long at = a + stage * (STEP / 16);
             wgmma_fence();
-            const int start = origin + tap_place(tap / TAPS_X, tap % TAPS_X);
-            const unsigned long long a = tile_address<ROW>(rows, 8 * ROW);
-            const unsigned long long b = tile_address<ROW>(halo + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
+            const int pixel = tap_place(tap / TAPS_X, tap % TAPS_X);
 #pragma unroll
             for (int k = 0; k < 4; k++)  // 16 numbers, 32 bytes further on
-                Wgmma<TYPE>::m64n128k16(d, a + 2 * k, b + 2 * k);
+                Wgmma<TYPE>::m64n128k16(d, at + 2 * k, from + (pixel * ROW / 16 + 2 * k));
             wgmma_commit();
             wgmma_wait<1>();  // the step before is done with its weights
             __syncthreads();

@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     multiply(d, ring, 0, halo, phase, fetch);
     if (!DEPENDENTS_EARLY) launch_dependents();
     // Halo and weights are done with: the tile takes the halo's place, and its sums the last of the weights'.
-    double2* rows_done = reinterpret_cast<double2*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
+    float4* rows_done = reinterpret_cast<float4*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
     const Words words = rounded(d);
     if (sums) tile_statistics(words, rows_done, tile, rows_out, columns_out);
     stage(words, halo);

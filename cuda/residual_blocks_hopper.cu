@@ -30,7 +30,7 @@
 #include "common/hopper_tile.cuh"
 
 constexpr int CHANNELS = 128;
-static_assert(STAGED_BYTES + CHANNELS * (int)sizeof(double2) <= TILE_BYTES, "a tile and its sums take the halo's place");
+static_assert(STAGED_BYTES + CHANNELS * (int)sizeof(float4) <= TILE_BYTES, "a tile and its sums take the halo's place");
 
 constexpr int ROUNDS = TILE_H * TILE_W * GROUPS / THREADS;  // 16-byte groups of a tile that a thread has
 constexpr int TOGETHER = 4;                                 // of these under way
@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             float d[64] = {};
             multiply(d, ring, begin, halo, 0, fetch);
             begin += STEPS;
-            double2* const rows_done = reinterpret_cast<double2*>(raw + (halo - shared_address(raw)) + STAGED_BYTES);
+            float4* const rows_done = reinterpret_cast<float4*>(raw + (halo - shared_address(raw)) + STAGED_BYTES);
             const Words words = rounded(d);
             stage(words, halo);
             tile_statistics(words, rows_done, tile, height, width);

@@ -199,10 +199,10 @@ __device__ Words rounded(const float (&d)[64]) {
     return words;
 }
 
-// The sums of a row of D (a plane of out) over the tile's pixels: four lanes have 32 pixels each, and all get the result.
-// They are those of what is written: a constant plane has no variance. WHOLE: the tile is within the picture.
+// The sums of a row of D (a plane of out) over the tile's pixels, of which four lanes have 32 each: what tile_sums takes,
+// for all four. They are those of what is written: a constant plane has no variance. WHOLE: the tile is within the picture.
 template <bool WHOLE>
-__device__ double2 row_sums(const Words& words, int half, int height, int width) {
+__device__ float4 row_sums(const Words& words, int half, int height, int width) {
     const int x = threadIdx.x % 4 * 2;
     const float first = Packed<TYPE>::floats(words.word[half]).x;
     const float pivot = __shfl_sync(~0u, first, threadIdx.x & 28);  // of the first pixel, which is always inside
@@ -221,13 +221,13 @@ __device__ double2 row_sums(const Words& words, int half, int height, int width)
         rest += __shfl_xor_sync(~0u, rest, lanes);
         m2 += __shfl_xor_sync(~0u, m2, lanes);
     }
-    return tile_sums(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W), pivot, rest, m2);
+    return {static_cast<float>(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W)), pivot, rest, m2};
 }
 
 // Put the sums of the rows of D into rows_done[128]. rows, columns: of the output.
-__device__ void tile_statistics(const Words& words, double2* rows_done, const Tile& tile, int rows, int columns) {
+__device__ void tile_statistics(const Words& words, float4* rows_done, const Tile& tile, int rows, int columns) {
     const int tall = rows - tile.y0, wide = columns - tile.x0, row = first_row();
-    double2 one, other;
+    float4 one, other;
     if (tall >= TILE_H && wide >= TILE_W)
         one = row_sums<true>(words, 0, tall, wide), other = row_sums<true>(words, 1, tall, wide);
     else
@@ -235,13 +235,16 @@ __device__ void tile_statistics(const Words& words, double2* rows_done, const Ti
     if (threadIdx.x % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
 }
 
-// After a barrier: the rows of D that are one channel, in a fixed order, to the planes of an image.
-__device__ void add_statistics(const double2* rows_done, long long* sums, int slot) {
+// After a barrier: the rows of D that are one channel, in a fixed order, to the planes of an image. Only here are they
+// doubles: a thread has one row or two, not two of them four times over.
+__device__ void add_statistics(const float4* rows_done, long long* sums, int slot) {
     if (threadIdx.x >= CHANNELS_OUT) return;
     double2 all = {};
+#pragma unroll
     for (int i = 0; i < 128 / CHANNELS_OUT; i++) {
-        const double2 row = rows_done[i * CHANNELS_OUT + threadIdx.x];
-        all = {all.x + row.x, all.y + row.y};
+        const float4 row = rows_done[i * CHANNELS_OUT + threadIdx.x];
+        const double2 one = tile_sums(row.x, row.y, row.z, row.w);
+        all = i == 0 ? one : double2{all.x + one.x, all.y + one.y};
     }
     add_to_plane(sums, CHANNELS_OUT, threadIdx.x, slot, all);
 }

@@ -19,6 +19,7 @@
 
 struct Load {
     static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, fresh = false;
+    static constexpr int flight = RESIDUAL ? (LOADS + 1) / 2 : LOADS;  // while the sums, 64 registers, are not yet there
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)

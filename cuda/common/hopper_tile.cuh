@@ -47,9 +47,6 @@ constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = 128 * 
 constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * STEP + 1024;
 constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
 constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
-#ifndef FLIGHT
-#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: more cost registers, fewer wait
-#endif
 static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
 
 // Where a pixel of the halo lies, in rows of 128 bytes.
@@ -73,6 +70,7 @@ struct Tile {
 // What happens to a number on its way in; `affine` are scale, shift, scale, shift of two channels.
 //   norm, relu, residual    v = x * scale + shift, + residual, ReLU
 //   fresh                   x was written by other blocks of this launch: past the caches of this multiprocessor
+//   flight                  so many of a thread's LOADS are under way at once: fewer wait more often, more cost registers
 template <class Load>
 __device__ unsigned loaded(unsigned word, float4 affine, unsigned residual) {
     float2 v = Packed<TYPE>::floats(word);
@@ -102,11 +100,11 @@ template <class Load>
 __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned halo, const Tile& tile) {
     const int group = tile.thread % GROUPS, line = tile.thread / GROUPS;
     const long long image = static_cast<long long>(tile.image) * in.height * in.width;
-    for (int first = 0; first < LOADS; first += FLIGHT) {
-        uint4 value[FLIGHT], other[FLIGHT];
-        long long from[FLIGHT];
+    for (int first = 0; first < LOADS; first += Load::flight) {
+        uint4 value[Load::flight], other[Load::flight];
+        long long from[Load::flight];
 #pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
+        for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             from[j] = (image + inside(tile.y0 * STRIDE - 1 + y, in.height) * in.width +
                        inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS + group;
@@ -114,7 +112,7 @@ __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned h
             if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + from[j]);
         }
 #pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
+        for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             if (p >= HALO_H * HALO_W) continue;
             const uint4 v = loaded<Load>(value[j], affine, Load::residual ? other[j] : uint4{});

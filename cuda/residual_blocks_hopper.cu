@@ -37,15 +37,15 @@ constexpr int TOGETHER = 4;                                 // of these under wa
 
 // What is read was written in this launch, by other blocks or by this one.
 struct Plain {
-    static constexpr bool norm = false, relu = false, residual = false, fresh = true;
+    static constexpr bool norm = false, relu = false, residual = false, keeps = false, fresh = true;
     static constexpr int flight = 4;
 };
 struct Normed {
-    static constexpr bool norm = true, relu = true, residual = false, fresh = true;
+    static constexpr bool norm = true, relu = true, residual = false, keeps = false, fresh = true;
     static constexpr int flight = 4;
 };
 struct Added {
-    static constexpr bool norm = true, relu = false, residual = true, fresh = true;
+    static constexpr bool norm = true, relu = false, residual = true, keeps = false, fresh = true;
     static constexpr int flight = 4;
 };
 

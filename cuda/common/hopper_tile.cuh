@@ -70,6 +70,7 @@ struct Tile {
 // What happens to a number on its way in; `affine` are scale, shift, scale, shift of two channels.
 //   norm, relu, residual    v = x * scale + shift, + residual, ReLU
 //   fresh                   x was written by other blocks of this launch: past the caches of this multiprocessor
+//   keeps                   v is also written to memory
 //   flight                  so many of a thread's LOADS are under way at once: fewer wait more often, more cost registers
 template <class Load>
 __device__ unsigned loaded(unsigned word, float4 affine, unsigned residual) {
@@ -91,7 +92,7 @@ __device__ uint4 loaded(uint4 v, const float4 (&affine)[4], uint4 r) {
 
 struct Input {
     const uint4 *x, *residual;
-    uint4* kept;  // where v is written as well, or null
+    uint4* kept;  // where v is written as well, if Load keeps it
     int height, width;
 };
 
@@ -99,30 +100,34 @@ struct Input {
 template <class Load>
 __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned halo, const Tile& tile) {
     const int group = tile.thread % GROUPS, line = tile.thread / GROUPS;
-    const long long image = static_cast<long long>(tile.image) * in.height * in.width;
+    const long long image = static_cast<long long>(tile.image) * in.height * in.width * GROUPS + group;
+    // Where all pixels lie in their order, those of a thread are a multiple of eight apart, and swizzled alike.
+    static_assert(APART || (PITCH == HALO_W && LINES % 8 == 0));
+    const unsigned chunk = halo + group / 8 * CHUNK, own = chunk + line * ROW + ((group % 8 ^ (line & 7)) << 4);
     for (int first = 0; first < LOADS; first += Load::flight) {
         uint4 value[Load::flight], other[Load::flight];
-        long long from[Load::flight];
+        unsigned from[Load::flight];  // within the image: 2^32 groups are 64 GiB
 #pragma unroll
         for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
-            from[j] = (image + inside(tile.y0 * STRIDE - 1 + y, in.height) * in.width +
-                       inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS + group;
-            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(in.x + from[j]) : load_earlier(in.x + from[j]);
-            if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + from[j]);
+            from[j] = (inside(tile.y0 * STRIDE - 1 + y, in.height) * static_cast<unsigned>(in.width) +
+                       inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS;
+            const uint4* const pixel = in.x + image + from[j];
+            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(pixel) : load_earlier(pixel);
+            if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + image + from[j]);
         }
 #pragma unroll
         for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             if (p >= HALO_H * HALO_W) continue;
             const uint4 v = loaded<Load>(value[j], affine, Load::residual ? other[j] : uint4{});
-            const int row = place(y, x), g = group % 8;
-            const unsigned to = halo + group / 8 * CHUNK + row * ROW + ((g ^ (row & 7)) << 4);
+            const int row = place(y, x);
+            const unsigned to = APART ? chunk + row * ROW + ((group % 8 ^ (row & 7)) << 4) : own + (first + j) * (LINES * ROW);
             asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                          : "memory");
-            if (in.kept && STRIDE == 1 && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && tile.y0 + y <= in.height &&
+            if (Load::keeps && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && tile.y0 + y <= in.height &&
                 tile.x0 + x <= in.width && tile.phase == 0)
-                in.kept[from[j]] = v;
+                in.kept[image + from[j]] = v;
         }
     }
     fence_async();  // the tensor cores read by another way than the stores went

@@ -34,7 +34,7 @@ SMALL = 40  # pixels of a dry run
 
 
 def picture(name: str, small: bool) -> torch.Tensor:
-    """Return a photo of the course, or of a path, as (1, 3, H, W) in 0..255, sides rounded down to multiples of four."""
+    """Return a photo of the course, or of a path, as (1, 3, H, W) in 0..255; its sides become multiples of four."""
     image = photo(name) if name in NAMES else Image.open(name).convert("RGB")
     size = (SMALL, SMALL) if small else (image.width // 4 * 4, image.height // 4 * 4)
     box = (0, 0, image.width if small else size[0], image.height if small else size[1])

@@ -19,7 +19,7 @@
 
 struct Load {
     static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, keeps = KEEPS, fresh = false;
-    static constexpr int flight = RESIDUAL ? (LOADS + 1) / 2 : LOADS;  // while the sums, 64 registers, are not yet there
+    static constexpr int flight = RESIDUAL && KEEPS ? (LOADS + 1) / 2 : LOADS;  // the sums, 64 registers, come later
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)

@@ -41,8 +41,9 @@ gpu: $(VENV)/.test ## on a GPU: every trap of launching, every kernel and every 
 	$(BIN)/python tools/compare_devices.py --json records/compare_devices.json
 	$(BIN)/python tools/check_verdicts.py
 
-ncu: $(VENV)/.test ## on a GPU with Nsight Compute: the x-ray's counts against the profiler's
+ncu: $(VENV)/.test ## on a GPU with Nsight Compute: the x-ray's counts against the profiler's, and the network's kernels
 	$(BIN)/python tools/compare_ncu.py
+	$(BIN)/python tools/ncu_network.py
 
 notebooks: $(VENV)/.test ## execute the notebooks and store their outputs
 	$(BIN)/python tools/execute_notebooks.py $(ARGS)

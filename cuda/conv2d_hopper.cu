@@ -5,7 +5,7 @@
 //
 // x, out     NHWC. out is the raw sum, without a bias: an instance norm follows, which would take it away
 // on load    v = x * scale + shift, by image and channel (affine, NORM), plus a residual (RESIDUAL), ReLU (LOAD_RELU). v is
-//            also written to `kept`, where that is not null (stride 1)
+//            also written to `kept` (KEEPS; stride 1)
 // sums       of the planes of out, for close_planes.cu, as common/plane_sums.cuh says; null where no norm follows
 // rows_out, columns_out    of out, and with UPSAMPLE half of them
 // compiled   for one of the layers of common/hopper_tile.cuh, which holds the steps, and says how the weights lie
@@ -18,7 +18,8 @@
 #endif
 
 struct Load {
-    static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, fresh = false;
+    static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, keeps = KEEPS, fresh = false;
+    static constexpr int flight = RESIDUAL && KEEPS ? (LOADS + 1) / 2 : LOADS;  // the sums, 64 registers, come later
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -55,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     multiply(d, ring, 0, halo, phase, fetch);
     if (!DEPENDENTS_EARLY) launch_dependents();
     // Halo and weights are done with: the tile takes the halo's place, and its sums the last of the weights'.
-    double2* rows_done = reinterpret_cast<double2*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
+    float4* rows_done = reinterpret_cast<float4*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
     const Words words = rounded(d);
     if (sums) tile_statistics(words, rows_done, tile, rows_out, columns_out);
     stage(words, halo);

@@ -30,20 +30,23 @@
 #include "common/hopper_tile.cuh"
 
 constexpr int CHANNELS = 128;
-static_assert(STAGED_BYTES + CHANNELS * (int)sizeof(double2) <= TILE_BYTES, "a tile and its sums take the halo's place");
+static_assert(STAGED_BYTES + CHANNELS * (int)sizeof(float4) <= TILE_BYTES, "a tile and its sums take the halo's place");
 
 constexpr int ROUNDS = TILE_H * TILE_W * GROUPS / THREADS;  // 16-byte groups of a tile that a thread has
 constexpr int TOGETHER = 4;                                 // of these under way
 
 // What is read was written in this launch, by other blocks or by this one.
 struct Plain {
-    static constexpr bool norm = false, relu = false, residual = false, fresh = true;
+    static constexpr bool norm = false, relu = false, residual = false, keeps = false, fresh = true;
+    static constexpr int flight = 4;
 };
 struct Normed {
-    static constexpr bool norm = true, relu = true, residual = false, fresh = true;
+    static constexpr bool norm = true, relu = true, residual = false, keeps = false, fresh = true;
+    static constexpr int flight = 4;
 };
 struct Added {
-    static constexpr bool norm = true, relu = false, residual = true, fresh = true;
+    static constexpr bool norm = true, relu = false, residual = true, keeps = false, fresh = true;
+    static constexpr int flight = 4;
 };
 
 // The same number, but nothing that follows from it is computed before it is asked for: no register holds it meanwhile.
@@ -144,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             float d[64] = {};
             multiply(d, ring, begin, halo, 0, fetch);
             begin += STEPS;
-            double2* const rows_done = reinterpret_cast<double2*>(raw + (halo - shared_address(raw)) + STAGED_BYTES);
+            float4* const rows_done = reinterpret_cast<float4*>(raw + (halo - shared_address(raw)) + STAGED_BYTES);
             const Words words = rounded(d);
             stage(words, halo);
             tile_statistics(words, rows_done, tile, height, width);

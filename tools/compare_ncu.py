@@ -4,7 +4,7 @@ Contents
     METRICS         what is asked of ncu, and how its counters add up to what the emulator counts
     EXPLAINED       where the two are known to count differently, and why
     launch_all      the child's part: every probe of ncu_probes.cu, launched once
-    profile         the child under ncu -> CSV
+    profile         the child under ncu (tools/ncu.py) -> CSV
     read_csv        CSV -> {kernel: {metric: value}}
     emulate         the same launches in the emulator -> counts and results
     compare         both -> one Row for each kernel, space and verb
@@ -23,11 +23,7 @@ Source of the counters' names: Nsight Compute's Kernel Profiling Guide, "Metrics
 """
 
 import argparse
-import csv
 import json
-import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from address import ROOT
+from ncu import environment, find_ncu, known_metrics, launches, run, version
 
 from styleforge_lib.lab import records
 from styleforge_lib.runtime import compile_cuda, gpu
@@ -49,7 +46,6 @@ GRID, BLOCK, STRIDE = 8, 256, 32  # as ncu_probes.cu says
 FLOATS = GRID * BLOCK * STRIDE + 32
 ARCH = "sm_90a"  # of the emulator's code, where there is no card to say
 TOLERANCE = 0.02
-SECONDS = 80  # that ncu may take
 
 Access = tuple[str, str]  # space and verb, as in the emulator's LineMetrics.accesses
 
@@ -178,95 +174,33 @@ def emulate(arch: str) -> dict[str, Emulated]:
 # Nsight Compute
 
 
-def find_ncu(given: str | None) -> str | None:
-    """Return the profiler's path: the one that is given, of the PATH, or of the folder where CUDA installs it."""
-    folders = sorted(Path("/opt/nvidia/nsight-compute").glob("*/ncu")) + sorted(
-        Path("/usr/local").glob("cuda*/bin/ncu")
-    )
-    return shutil.which(given or "ncu") or (None if given or not folders else str(folders[-1]))
-
-
-def version(ncu: str) -> str:
-    """Return the profiler's version."""
-    said = subprocess.run([ncu, "--version"], capture_output=True, text=True, check=False, timeout=SECONDS).stdout
-    return found[0] if (found := re.findall(r"\d+\.\d+[\d.]*", said)) else ""
-
-
 def wanted_metrics() -> list[str]:
     """Return the names of all counters that are asked for."""
     return list(dict.fromkeys([*(name for c in METRICS.values() for name in c.every()), *ASIDE]))
 
 
-def known_metrics(ncu: str) -> list[str]:
-    """Return those of our counters that this card has; where ncu does not tell, all of them."""
-    wanted = wanted_metrics()
-    said = subprocess.run([ncu, "--query-metrics"], capture_output=True, text=True, check=False, timeout=SECONDS).stdout
-    there = set(re.findall(r"^\s*(\w+__\w+)", said, re.M))
-    return [name for name in wanted if name.removesuffix(".sum") in there] or wanted
-
-
 def profile(ncu: str, names: Iterable[str], folder: Path) -> str:
     """Launch the probes in a child under ncu and return its CSV; RuntimeError says what ncu said."""
-    log = folder / "ncu.csv"
-    command = [
-        *(ncu, "--csv", "--page", "raw", "--print-units", "base", "--target-processes", "all"),
-        *("--clock-control", "none", "--cache-control", "none", "--replay-mode", "kernel"),
-        *("--kernel-name", f"regex:^({'|'.join(names)})$", "--metrics", ",".join(known_metrics(ncu))),
-        *("--log-file", str(log), *_child(folder)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, env=_environment())
-    text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-    if done.returncode:
-        remarks = [
-            line for line in (done.stdout + done.stderr + text).splitlines() if "ERROR" in line or "Error" in line
-        ]
-        raise RuntimeError(f"ncu ended with {done.returncode}: {' '.join(remarks) or (done.stderr or text)[-2000:]}")
-    return text
+    only = ("--kernel-name", f"regex:^({'|'.join(names)})$")
+    return run(ncu, only, known_metrics(ncu, wanted_metrics()), _child(folder), folder)
 
 
 def _child(folder: Path) -> list[str]:
     return [sys.executable, str(Path(__file__).resolve()), "--launch", str(folder / "results.npz")]
 
 
-def _environment(**more: str) -> dict[str, str]:
-    """Return the child's environment, in which it finds the library where this process found it."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
-
-
 def read_csv(text: str) -> dict[str, dict[str, float]]:
-    """Return {kernel: {metric: value}} of what `ncu --csv` prints, with a row for each metric or for each kernel.
+    """Return {kernel: {metric: value}} of what `ncu --csv` prints, without metrics that were not asked for.
 
-    Remarks before the table are passed over, and so are metrics that were not asked for. Values may have thousands
-    separators; one that is no number (n/a) is left out. ValueError: there is no table, or a kernel is in it twice.
+    ValueError: there is no table, or a kernel is in it twice.
     """
-    lines = text.splitlines()
-    start = next((number for number, line in enumerate(lines) if '"Kernel Name"' in line and '"ID"' in line), None)
-    if start is None:
-        raise ValueError(f"no table of ncu in these {len(lines)} lines; they end with: {' '.join(lines[-3:])!r}")
     found: dict[str, dict[str, float]] = {}
-    launches: dict[str, str] = {}
     wanted = set(wanted_metrics())
-    for row in csv.DictReader(line for line in lines[start:] if line.startswith('"')):
-        if not row["ID"]:
-            continue  # the row of units
-        name = row["Kernel Name"].partition("(")[0].split()[-1]
-        if launches.setdefault(name, row["ID"]) != row["ID"]:
-            raise ValueError(f"kernel {name} was launched twice in this table; each probe is launched once")
-        values = found.setdefault(name, {})
-        pairs = [(row["Metric Name"], row["Metric Value"])] if "Metric Name" in row else row.items()
-        for metric, value in pairs:
-            number = _number(value)
-            if number is not None and metric in wanted:
-                values[metric] = number
+    for launch in launches(text):
+        if launch.kernel in found:
+            raise ValueError(f"kernel {launch.kernel} was launched twice in this table; each probe is launched once")
+        found[launch.kernel] = {metric: value for metric, value in launch.values.items() if metric in wanted}
     return found
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float((text or "").replace(",", "").replace("\N{NARROW NO-BREAK SPACE}", "").strip())
-    except ValueError:
-        return None
 
 
 def own_csv(emulated: Mapping[str, Emulated]) -> str:
@@ -393,7 +327,7 @@ def measured(options: argparse.Namespace, emulated: Mapping[str, Emulated]) -> d
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.dry_run:
-            subprocess.run(_child(folder), check=True, env=_environment(STYLEFORGE_DEVICE="emulator"))
+            subprocess.run(_child(folder), check=True, env=environment(STYLEFORGE_DEVICE="emulator"))
             text = own_csv(emulated)
         else:
             machine["ncu"] = version(find_ncu(options.ncu))

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from train_style import Recipe
 
 from styleforge_lib.lab import records
-from styleforge_lib.lab.figures import KIND_NAMES, draw_shares, draw_versions
+from styleforge_lib.lab.figures import KIND_NAMES, draw_shares
 from styleforge_lib.lab.peers import COMPILED, EAGER, PRECISIONS
 from styleforge_lib.lab.profile import KINDS, OPERATOR
 from styleforge_lib.lab.records import Measurement
@@ -65,15 +65,17 @@ def committed() -> tuple[Measurement, ...]:
     return tuple(row for row in records.read(records.committed_path()) if row.gpu == GPU)
 
 
-def measured(operator: str, **wanted: str) -> list[Measurement]:
+def measured(operator: str, *, among: Sequence[tuple[str, str]] = (), **wanted: str) -> list[Measurement]:
     """Return the rows with these columns that were measured together: the fullest run, of equals the newest.
 
-    ``operator`` may end with a dot: then it stands for all stages of that operator.
+    ``operator`` may end with a dot: then it stands for all stages of that operator. ``among``: (version, dtype) that
+    count, where not all do.
     """
 
     def asked_for(row: Measurement) -> bool:
         mine = row.operator.startswith(operator) if operator.endswith(".") else row.operator == operator
-        return mine and all(getattr(row, column) == value for column, value in wanted.items())
+        counts = not among or (row.version, row.dtype) in among
+        return mine and counts and all(getattr(row, column) == value for column, value in wanted.items())
 
     rows = records.fullest_run(filter(asked_for, committed()))
     if not rows:
@@ -85,8 +87,9 @@ def measured(operator: str, **wanted: str) -> list[Measurement]:
 
 def peers(shape: str) -> dict[tuple[str, str], Measurement]:
     """Return (version, dtype) -> row of every peer, in the order in which the lessons name them."""
-    found = {(row.version, row.dtype): row for row in measured(OPERATOR, shape=shape, method="cold")}
     asked = [(version, dtype) for dtype, _ in PRECISIONS for version in (*EAGER, *COMPILED[dtype])]
+    rows = measured(OPERATOR, among=asked, shape=shape, method="cold")
+    found = {(row.version, row.dtype): row for row in rows}
     if missing := [pair for pair in asked if pair not in found]:
         raise PageError(f"no record on an {GPU} of {' in '.join(missing[0])} at {shape}: `make bench` writes it")
     return {pair: found[pair] for pair in asked}
@@ -182,8 +185,13 @@ def three_digits(number: float) -> str:
 
 @block
 def kernels() -> str:
-    """Name the operators whose kernels are finished."""
-    return f"Kernels so far: {', '.join(f'`{operator.name}`' for operator in operators())}."
+    """List the finished kernels: each file of cuda/, with the first sentence of its header."""
+    lines = []
+    for path in sorted((ROOT / "cuda").glob("*.cu")):
+        header = " ".join(re.findall(r"^// ?(.*)$", path.read_text("utf-8").partition("\n//\n")[0], re.M))
+        lines.append([f"[{path.stem}](cuda/{path.name})", header.rstrip(".").replace("|", "\\|")])
+    names = ", ".join(f"`{operator.name}`" for operator in operators())
+    return f"{table(['kernel', 'computes'], lines)}\n\nOperators that `lab.check` and `lab.bench` know: {names}."
 
 
 @block
@@ -195,7 +203,7 @@ def peers_words() -> str:
     floor = first.flops / product.flops * product.median_ms
     return (
         f"PyTorch as it comes paints 1024×1024 pixels in {three_digits(first.median_ms)} ms on an {best.gpu}; its "
-        f"best, `{best.version}` in {_precision(best)}, takes {three_digits(best.median_ms)} ms. At the speed that "
+        f"best, `{best.version}` in {precision(best)}, takes {three_digits(best.median_ms)} ms. At the speed that "
         f"this GPU reaches in one large float16 matrix product, the arithmetic alone would take "
         f"{three_digits(floor)} ms: that is the room."
     )
@@ -211,7 +219,7 @@ def peers_table() -> str:
     for pair, row in columns[SHAPE.removeprefix("1x3x")].items():
         times = [(column[pair].median_ms, best[size]) for size, column in columns.items()]
         cells = [f"**{three_digits(ms)}**" if ms == least else three_digits(ms) for ms, least in times]
-        lines.append([row.version, _precision(row), *cells, f"{row.psnr_db:.0f}"])
+        lines.append([row.version, precision(row), *cells, f"{row.psnr_db:.0f}"])
     head = ["version", "precision", *(size.replace("x", "×") for size in sizes), "PSNR"]
     return (
         f"{table(head, lines, 'll' + 'r' * (len(sizes) + 1))}\n\n"
@@ -224,7 +232,8 @@ def peers_table() -> str:
     )
 
 
-def _precision(row: Measurement) -> str:
+def precision(row: Measurement) -> str:
+    """Return "tf32", or "float16 channels_last"."""
     return row.dtype + (" channels_last" if row.layout == "nhwc" else "")
 
 
@@ -330,13 +339,6 @@ def digest_of(path: Path) -> str:
 # ---- the pictures ----
 
 
-def _peers_figure() -> tuple[object, Callable[[], bytes]]:
-    rows = list(peers(SHAPE).values())
-    best = min(rows, key=lambda row: row.median_ms)
-    title = f"TransformerNet at 1024×1024, {best.where}"
-    return [asdict(row) for row in rows], lambda: png(draw_versions(rows, title=title, highlight=best.version))
-
-
 def _shares_figure() -> tuple[object, Callable[[], bytes]]:
     sums = {title: by_kind(rows) for title, rows in profiled().items()}
     return sums, lambda: png(draw_shares(sums))
@@ -356,7 +358,6 @@ def png(figure: Figure) -> bytes:
 
 # Each gives its data, of which the fingerprint is taken, and what draws it.
 PICTURES: dict[str, Callable[[], tuple[object, Callable[[], bytes]]]] = {
-    "docs/peers.png": _peers_figure,
     "docs/shares.png": _shares_figure,
     "docs/paintings.jpg": _paintings,
 }

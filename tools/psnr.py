@@ -2,6 +2,7 @@
 
     python tools/psnr.py                                    # four photos, every shipped style, float16
     python tools/psnr.py --dtypes float16,bfloat16,tf32 --checkpoints candy.pth,mosaic_fp16.pth --json psnr.json
+    python tools/psnr.py --photos astronaut,holiday/one.jpg # photos of the course by name, and further ones by path
     python tools/psnr.py --dry-run                          # one small photo and style in the emulator
 
 Wanted of float16: over 45 dB, and at least PyTorch's own float16 minus 1 dB; and of every dtype the same bits from run
@@ -13,20 +14,32 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from styleforge_lib.acceleration import accelerate
 from styleforge_lib.lab import records
 from styleforge_lib.lab.bench import errors
-from styleforge_lib.lab.photos import NAMES, photo, photo_tensor
+from styleforge_lib.lab.photos import NAMES, photo
 from styleforge_lib.models.checkpoints import list_styles, load_style
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 LEAST_DB, BEHIND_DB = 45.0, 1.0
 SMALL = 40  # pixels of a dry run
+
+
+def picture(name: str, small: bool) -> torch.Tensor:
+    """Return a photo of the course, or of a path, as (1, 3, H, W) in 0..255; its sides become multiples of four."""
+    image = photo(name) if name in NAMES else Image.open(name).convert("RGB")
+    size = (SMALL, SMALL) if small else (image.width // 4 * 4, image.height // 4 * 4)
+    box = (0, 0, image.width if small else size[0], image.height if small else size[1])
+    image = image.resize(size, Image.Resampling.LANCZOS, box=box)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().contiguous()
 
 
 def measure(styles: list[str], photos: list[str], dtypes: list[str], device: str, small: bool) -> Iterator[dict]:
@@ -38,9 +51,7 @@ def measure(styles: list[str], photos: list[str], dtypes: list[str], device: str
         if device == "cuda":
             half = half.to(memory_format=torch.channels_last)
         for name in photos:
-            picture = photo(name)
-            x = photo_tensor(name, *((SMALL, SMALL) if small else (picture.height // 4 * 4, picture.width // 4 * 4)))
-            x = x.to(device)
+            x = picture(name, small).to(device)
             reference = net.double()(x.double())
             net.float()
             peer = errors(half(x.half()), reference)["psnr_db"]
@@ -51,7 +62,7 @@ def measure(styles: list[str], photos: list[str], dtypes: list[str], device: str
                 enough = psnr >= LEAST_DB and psnr >= peer - BEHIND_DB
                 yield {
                     "style": style,
-                    "photo": name,
+                    "photo": Path(name).stem,
                     "size": f"{x.shape[2]}x{x.shape[3]}",
                     "dtype": dtype,
                     "psnr_db": round(psnr, 2),
@@ -66,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", default="float16", help=f"comma-separated, of {', '.join(DTYPES)}")
     parser.add_argument("--checkpoints", default="", help="further styles: paths, comma-separated")
+    parser.add_argument("--photos", default=",".join(NAMES), help="names or paths, comma-separated")
     parser.add_argument("--json", help="write the rows there, too")
     parser.add_argument("--dry-run", action="store_true", help="one small photo and style, in the emulator")
     options = parser.parse_args(argv)
@@ -77,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = options.dtypes.split(",")
     if unknown := set(dtypes) - set(DTYPES):
         parser.error(f"--dtypes: no {sorted(unknown)[0]!r}; there are {', '.join(DTYPES)}")
-    styles, photos = [*list_styles(), *filter(None, options.checkpoints.split(","))], list(NAMES)
+    styles, photos = [*list_styles(), *filter(None, options.checkpoints.split(","))], options.photos.split(",")
+    if missing := [name for name in photos if name not in NAMES and not Path(name).is_file()]:
+        parser.error(f"--photos: no {missing[0]!r}; a path, or one of {', '.join(NAMES)}")
     if options.dry_run:
         styles, photos = styles[:1], photos[:1]
     device, rows = "cpu" if options.dry_run else "cuda", []

@@ -47,9 +47,6 @@ constexpr int CHUNK = (HALO_H * PITCH * ROW + 1023) / 1024 * 1024, STEP = 128 * 
 constexpr int TILE_BYTES = CHUNKS * CHUNK, SHARED_BYTES = TILE_BYTES + STAGES * STEP + 1024;
 constexpr int GROUPS = CHANNELS_IN / 8, LINES = THREADS / GROUPS;  // 16-byte groups of a pixel; pixels loaded at once
 constexpr int LOADS = (HALO_H * HALO_W + LINES - 1) / LINES;
-#ifndef FLIGHT
-#define FLIGHT (STRIDE == 2 ? 6 : 4)  // 16-byte loads that a thread has under way: more cost registers, fewer wait
-#endif
 static_assert(SHARED_BYTES <= 113 * 1024, "two blocks are to fit on a multiprocessor");
 
 // Where a pixel of the halo lies, in rows of 128 bytes.
@@ -73,6 +70,8 @@ struct Tile {
 // What happens to a number on its way in; `affine` are scale, shift, scale, shift of two channels.
 //   norm, relu, residual    v = x * scale + shift, + residual, ReLU
 //   fresh                   x was written by other blocks of this launch: past the caches of this multiprocessor
+//   keeps                   v is also written to memory
+//   flight                  so many of a thread's LOADS are under way at once: fewer wait more often, more cost registers
 template <class Load>
 __device__ unsigned loaded(unsigned word, float4 affine, unsigned residual) {
     float2 v = Packed<TYPE>::floats(word);
@@ -93,7 +92,7 @@ __device__ uint4 loaded(uint4 v, const float4 (&affine)[4], uint4 r) {
 
 struct Input {
     const uint4 *x, *residual;
-    uint4* kept;  // where v is written as well, or null
+    uint4* kept;  // where v is written as well, if Load keeps it
     int height, width;
 };
 
@@ -101,30 +100,34 @@ struct Input {
 template <class Load>
 __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned halo, const Tile& tile) {
     const int group = tile.thread % GROUPS, line = tile.thread / GROUPS;
-    const long long image = static_cast<long long>(tile.image) * in.height * in.width;
-    for (int first = 0; first < LOADS; first += FLIGHT) {
-        uint4 value[FLIGHT], other[FLIGHT];
-        long long from[FLIGHT];
+    const long long image = static_cast<long long>(tile.image) * in.height * in.width * GROUPS + group;
+    // Where all pixels lie in their order, those of a thread are a multiple of eight apart, and swizzled alike.
+    static_assert(APART || (PITCH == HALO_W && LINES % 8 == 0));
+    const unsigned chunk = halo + group / 8 * CHUNK, own = chunk + line * ROW + ((group % 8 ^ (line & 7)) << 4);
+    for (int first = 0; first < LOADS; first += Load::flight) {
+        uint4 value[Load::flight], other[Load::flight];
+        unsigned from[Load::flight];  // within the image: 2^32 groups are 64 GiB
 #pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
+        for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
-            from[j] = (image + inside(tile.y0 * STRIDE - 1 + y, in.height) * in.width +
-                       inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS + group;
-            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(in.x + from[j]) : load_earlier(in.x + from[j]);
-            if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + from[j]);
+            from[j] = (inside(tile.y0 * STRIDE - 1 + y, in.height) * static_cast<unsigned>(in.width) +
+                       inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS;
+            const uint4* const pixel = in.x + image + from[j];
+            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(pixel) : load_earlier(pixel);
+            if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + image + from[j]);
         }
 #pragma unroll
-        for (int j = 0; j < FLIGHT; j++) {
+        for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             if (p >= HALO_H * HALO_W) continue;
             const uint4 v = loaded<Load>(value[j], affine, Load::residual ? other[j] : uint4{});
-            const int row = place(y, x), g = group % 8;
-            const unsigned to = halo + group / 8 * CHUNK + row * ROW + ((g ^ (row & 7)) << 4);
+            const int row = place(y, x);
+            const unsigned to = APART ? chunk + row * ROW + ((group % 8 ^ (row & 7)) << 4) : own + (first + j) * (LINES * ROW);
             asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                          : "memory");
-            if (in.kept && STRIDE == 1 && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && tile.y0 + y <= in.height &&
+            if (Load::keeps && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && tile.y0 + y <= in.height &&
                 tile.x0 + x <= in.width && tile.phase == 0)
-                in.kept[from[j]] = v;
+                in.kept[image + from[j]] = v;
         }
     }
     fence_async();  // the tensor cores read by another way than the stores went
@@ -138,35 +141,39 @@ struct Ring {
         for (int i = 0; i < STAGES; i++) barrier_init(full + i * 8, 1);
         barrier_init_done();
     }
-    __device__ void fetch(int step, const unsigned char* weights) const {  // one thread
-        const int stage = step % STAGES;
+    __device__ void fetch(unsigned step, const unsigned char* weights) const {  // one thread
+        const unsigned stage = step % STAGES;
         barrier_expect(full + stage * 8, STEP);
         bulk_copy(memory + stage * STEP, weights, STEP, full + stage * 8);
     }
-    __device__ unsigned wait(int step) const {
-        const int stage = step % STAGES;
+    __device__ unsigned wait(unsigned step) const {  // -> the step's stage
+        const unsigned stage = step % STAGES;
         barrier_wait(full + stage * 8, step / STAGES % 2);
-        return memory + stage * STEP;
+        return stage;
     }
 };
 
 // d += the products of a tile, whose first step is `begin`. fetch(step) starts the copy of a step, if there is such.
 template <class Fetch>
 __device__ void multiply(float (&d)[64], const Ring& ring, int begin, unsigned halo, int phase, const Fetch& fetch) {
-    const int group = threadIdx.x / 128;
-    const int origin = UPSAMPLE ? tap_place(phase, group) : 0;  // a warpgroup has one phase in x of the doubling
+    // Descriptors count addresses in 16 bytes: what follows the first of each is so much further on. From lane 0, so that
+    // the compiler knows them to be the same in all, and adds once a warp.
+    const unsigned group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const unsigned pixels = halo + (UPSAMPLE ? tap_place(phase, group) : 0) * ROW;  // a warpgroup has one phase in x
+    const unsigned long long a = tile_address<ROW>(__shfl_sync(~0u, ring.memory + group * 64 * ROW, 0), 8 * ROW);
+    const unsigned long long b = tile_address<ROW>(__shfl_sync(~0u, pixels, 0), STRIDE * PITCH * ROW);
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        const unsigned long long from = b + chunk * (CHUNK / 16);
 #pragma unroll
         for (int tap = 0; tap < TAPS_Y * TAPS_X; tap++) {
             const int step = begin + chunk * TAPS_Y * TAPS_X + tap;
-            const unsigned rows = ring.wait(step) + group * 64 * ROW;
+            const unsigned stage = ring.wait(step);
+            const unsigned long long at = a + stage * (STEP / 16);
             wgmma_fence();
-            const int start = origin + tap_place(tap / TAPS_X, tap % TAPS_X);
-            const unsigned long long a = tile_address<ROW>(rows, 8 * ROW);
-            const unsigned long long b = tile_address<ROW>(halo + chunk * CHUNK + start * ROW, STRIDE * PITCH * ROW);
+            const int pixel = tap_place(tap / TAPS_X, tap % TAPS_X);
 #pragma unroll
             for (int k = 0; k < 4; k++)  // 16 numbers, 32 bytes further on
-                Wgmma<TYPE>::m64n128k16(d, a + 2 * k, b + 2 * k);
+                Wgmma<TYPE>::m64n128k16(d, at + 2 * k, from + (pixel * ROW / 16 + 2 * k));
             wgmma_commit();
             wgmma_wait<1>();  // the step before is done with its weights
             __syncthreads();
@@ -195,10 +202,10 @@ __device__ Words rounded(const float (&d)[64]) {
     return words;
 }
 
-// The sums of a row of D (a plane of out) over the tile's pixels: four lanes have 32 pixels each, and all get the result.
-// They are those of what is written: a constant plane has no variance. WHOLE: the tile is within the picture.
+// The sums of a row of D (a plane of out) over the tile's pixels, of which four lanes have 32 each: what tile_sums takes,
+// for all four. They are those of what is written: a constant plane has no variance. WHOLE: the tile is within the picture.
 template <bool WHOLE>
-__device__ double2 row_sums(const Words& words, int half, int height, int width) {
+__device__ float4 row_sums(const Words& words, int half, int height, int width) {
     const int x = threadIdx.x % 4 * 2;
     const float first = Packed<TYPE>::floats(words.word[half]).x;
     const float pivot = __shfl_sync(~0u, first, threadIdx.x & 28);  // of the first pixel, which is always inside
@@ -217,13 +224,13 @@ __device__ double2 row_sums(const Words& words, int half, int height, int width)
         rest += __shfl_xor_sync(~0u, rest, lanes);
         m2 += __shfl_xor_sync(~0u, m2, lanes);
     }
-    return tile_sums(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W), pivot, rest, m2);
+    return {static_cast<float>(WHOLE ? TILE_H * TILE_W : min(height, TILE_H) * min(width, TILE_W)), pivot, rest, m2};
 }
 
 // Put the sums of the rows of D into rows_done[128]. rows, columns: of the output.
-__device__ void tile_statistics(const Words& words, double2* rows_done, const Tile& tile, int rows, int columns) {
+__device__ void tile_statistics(const Words& words, float4* rows_done, const Tile& tile, int rows, int columns) {
     const int tall = rows - tile.y0, wide = columns - tile.x0, row = first_row();
-    double2 one, other;
+    float4 one, other;
     if (tall >= TILE_H && wide >= TILE_W)
         one = row_sums<true>(words, 0, tall, wide), other = row_sums<true>(words, 1, tall, wide);
     else
@@ -231,13 +238,16 @@ __device__ void tile_statistics(const Words& words, double2* rows_done, const Ti
     if (threadIdx.x % 4 == 0) rows_done[row] = one, rows_done[row + 8] = other;
 }
 
-// After a barrier: the rows of D that are one channel, in a fixed order, to the planes of an image.
-__device__ void add_statistics(const double2* rows_done, long long* sums, int slot) {
+// After a barrier: the rows of D that are one channel, in a fixed order, to the planes of an image. Only here are they
+// doubles: a thread has one row or two, not two of them four times over.
+__device__ void add_statistics(const float4* rows_done, long long* sums, int slot) {
     if (threadIdx.x >= CHANNELS_OUT) return;
     double2 all = {};
+#pragma unroll
     for (int i = 0; i < 128 / CHANNELS_OUT; i++) {
-        const double2 row = rows_done[i * CHANNELS_OUT + threadIdx.x];
-        all = {all.x + row.x, all.y + row.y};
+        const float4 row = rows_done[i * CHANNELS_OUT + threadIdx.x];
+        const double2 one = tile_sums(row.x, row.y, row.z, row.w);
+        all = i == 0 ? one : double2{all.x + one.x, all.y + one.y};
     }
     add_to_plane(sums, CHANNELS_OUT, threadIdx.x, slot, all);
 }

@@ -76,7 +76,13 @@ def _folded(w: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _kernel(
-    layer: tuple[int, int, int, bool], load: Load, dtype: torch.dtype, arch: str | None, overlap: bool, early: bool
+    layer: tuple[int, int, int, bool],
+    load: Load,
+    dtype: torch.dtype,
+    arch: str | None,
+    overlap: bool,
+    early: bool,
+    keeps: bool = False,
 ):
     channels_in, channels_out, stride, upsample = layer
     defines = {
@@ -87,6 +93,7 @@ def _kernel(
         "NORM": int(load.norm),
         "LOAD_RELU": int(load.relu),
         "RESIDUAL": int(load.residual),
+        "KEEPS": int(keeps),
         "TYPE": "__half" if dtype is torch.float16 else "__nv_bfloat16",
         "OVERLAP": int(overlap),
         "DEPENDENTS_EARLY": int(early),
@@ -126,7 +133,7 @@ def launch(
     rows, columns = (height, width) if upsample else (out.shape[1], out.shape[2])
     tiles = -(-rows // TILE[0]) * -(-columns // TILE[1])
     inputs = (x, affine, residual, kept, weights.view(torch.uint8), out)
-    _kernel(layer, load, x.dtype, arch, overlap, DEPENDENTS_EARLY)(
+    _kernel(layer, load, x.dtype, arch, overlap, DEPENDENTS_EARLY, kept is not None)(
         (tiles * (2 if upsample else 1), images),
         (256,),
         (*inputs, sums, height, width, rows, columns),

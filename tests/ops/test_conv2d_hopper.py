@@ -28,7 +28,7 @@ def of_norm(x, weight, bias):
     return scale, bias.double() - x.mean((1, 2)) * scale
 
 
-def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, spread=1.0, overlap=False):
+def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, spread=1.0, overlap=False, keeps=True):
     channels_in, channels_out, stride, upsample = layer
     torch.manual_seed(height * width)
     x = (torch.randn(images, height, width, channels_in) * spread + mean).to(dtype)
@@ -38,7 +38,7 @@ def run(layer, load, images, height, width, dtype=torch.float16, mean=0.0, sprea
     weight_out, bias_out = torch.rand(channels_out) + 0.5, torch.randn(channels_out)
     size = (2 * height, 2 * width) if upsample else (-(-height // stride), -(-width // stride))
     out = torch.full((images, *size, channels_out), torch.nan, dtype=dtype)
-    kept = torch.full_like(x, torch.nan) if stride == 1 else None
+    kept = torch.full_like(x, torch.nan) if stride == 1 and keeps else None
     sums = plane_sums(images, x.device)
     affine_out = torch.full((images, channels_out, 2), torch.nan)
     conv2d_hopper.launch(
@@ -86,6 +86,13 @@ def test_against_float64(layer, load):
 def test_small_and_several(layer, size):
     out, expected, _, _ = run(layer, PLAIN, *size)
     assert (out.double() - expected).abs().max() <= 2e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
+def test_what_is_not_kept_changes_nothing(layer):
+    kept, plain = (run(layer, ADD, 1, 3, 9, keeps=keeps) for keeps in (True, False))
+    assert torch.equal(kept[0], plain[0])
+    assert torch.equal(kept[2], plain[2])
 
 
 def test_bfloat16():

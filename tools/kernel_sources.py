@@ -38,7 +38,8 @@ ELSEWHERE = (
 class Source:
     """CUDA text. gap: it is an exercise that is yet to be solved, and may write nothing.
 
-    any_alignment: its kernels take arrays at any address, as those of cuda/ promise.
+    any_alignment: its kernels take arrays at any address, as those of cuda/ promise. name: what the compiler calls it;
+    cells and files have the name that the lesson and the library give them, so that the cache holds them once.
     """
 
     place: str
@@ -47,10 +48,11 @@ class Source:
     arch: str | None = None
     gap: bool = False
     any_alignment: bool = False
+    name: str | None = None
 
     def compile(self, arch: str | None = None):
         """Compile for this architecture; None is the card's own."""
-        return compile_cuda(self.text, defines=dict(self.defines), arch=self.arch or arch, name=self.place)
+        return compile_cuda(self.text, defines=dict(self.defines), arch=self.arch or arch, name=self.name)
 
 
 def sources() -> list[Source]:
@@ -79,7 +81,8 @@ def of_code(place: str, text: str) -> Iterator[Source]:
         options = parse_argstring(CudaMagic.cuda, line)
         defines = tuple((macro, value if equals else True) for macro, equals, value in map(_parts, options.defines))
         gap = bool(re.search(r"▼[^\n]*\n\s*//\s*▲", body))
-        yield Source(place, f"// %%cuda{line}\n{body}", defines, options.arch, gap)
+        text = f"// %%cuda {line.strip()}\n{body.rstrip()}\n"  # as the magic has it
+        yield Source(place, text, defines, options.arch, gap, name=f"{options.name}.cu")
     elif "__global__" in text:
         python = "\n".join(f"# {line}" if line.lstrip()[:1] in ("%", "!") else line for line in text.split("\n"))
         for node in ast.walk(ast.parse(python)):

@@ -18,7 +18,7 @@ lab: $(VENV)/.lab ## install, then open the course in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 test: $(VENV)/.test ## install, then run every test: units, browser, notebooks
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) tests $(ARGS)
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(NBVAL) notebooks
 
 lint: $(VENV)/.test ## code, notebooks in canonical form, generated pages up to date

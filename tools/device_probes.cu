@@ -409,7 +409,7 @@ extern "C" __global__ void active_mask(unsigned* out, int n) {
 // Reductions by shuffles: the order of the additions is fixed, so a sum of floats has one answer as well.
 extern "C" __global__ void warp_reductions(const int* a, const float* x, int* out, float* sums, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, total = a[i] >> 6, least = a[i];
-    float sum = x[i], most = x[i], butterfly = x[i] * x[i];
+    float sum = x[i], most = x[i], butterfly = __fmul_rn(x[i], x[i]);
     for (int step = 16; step; step /= 2) {
         total += __shfl_down_sync(EVERYONE, total, step);
         least = min(least, __shfl_xor_sync(EVERYONE, least, step));

@@ -414,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(128)
     show_boxes(&map, (unsigned*)out, n);
 }
 
-// Three axes, 3 by 10 by 16 words, in boxes of 2 by 4 by 8; then a store of boxes that lie partly outside.
+// Three axes, 3 by 10 by 16 words, in boxes of 2 by 4 by 8. (Boxes that are stored: store_probes.cu.)
 extern "C" __global__ void __launch_bounds__(128)
     box_of_three_axes(const __grid_constant__ TensorMap map, const int* x, int* out, int n) {
     __shared__ __align__(128) int s[64];
@@ -427,21 +427,6 @@ extern "C" __global__ void __launch_bounds__(128)
     __syncthreads();
     wait(&b, 0);
     out[i] = s[t % 64];
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-    box_stores(const __grid_constant__ TensorMap map, const int* a, int* out, int n) {
-    __shared__ __align__(128) int s[128];
-    int t = threadIdx.x, block = blockIdx.x;
-    s[t] = a[block * 128 + t];
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
-    if (!t) {
-        asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
-                     "r"(at(s)), "r"(block % 2 * 16 - 4), "r"(block / 2 * 8 - 3) : "memory");
-        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-    }
 }
 
 // cp.async whose arrival an mbarrier counts: half the threads copy, the others wait.

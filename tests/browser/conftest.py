@@ -24,10 +24,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from finding import find_chromium, missing
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_FLAGS = (
     "--no-sandbox",  # containers
     "--disable-gpu",
@@ -52,25 +52,15 @@ SETTINGS = {
 PANEL = "window.jupyterapp.shell.currentWidget"
 
 
-def find_chromium() -> str | None:
-    """Return the browser's path, or None."""
-    if named := os.environ.get("STYLEFORGE_CHROMIUM"):
-        return named
-    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-
-
 @pytest.fixture(scope="session")
 def chromium():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("no playwright: pip install 'styleforge[browser]'")
-    path = find_chromium()
-    if path is None:
-        pytest.skip(f"no Chromium: none of {', '.join(CHROMIUM_NAMES)} on the PATH, and STYLEFORGE_CHROMIUM is not set")
+    if reason := missing():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         # launch() makes a fresh user-data directory and removes it.
-        browser = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(CHROMIUM_FLAGS))
         yield browser
         browser.close()
 
@@ -158,6 +148,7 @@ def jupyterlab(tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
     }
     private |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
+    private |= {"STYLEFORGE_RECORDS": str(home / "local.csv")}  # a run on a GPU measures, and appends
     for plugin, values in SETTINGS.items():
         settings = home / "settings" / f"{plugin}.jupyterlab-settings"
         settings.parent.mkdir(parents=True)

@@ -104,3 +104,12 @@ def verdicts(cell: NotebookNode) -> list[str]:
     """Return the lines that begin with ✓ or ✗ in what a cell printed."""
     printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
     return [line for line in printed.splitlines() if line.startswith(("✓", "✗"))]
+
+
+def assert_solved(path: Path, ran: dict) -> None:
+    """Assert that a solved notebook, as it was run, says of every exercise of the one at ``path`` that it is right."""
+    cells = nbformat.from_dict(ran).cells
+    for exercise in exercises(read(path)):
+        said = verdicts(cells[exercise.verdict])
+        assert said, exercise.id
+        assert all(line.startswith("✓") for line in said), said

@@ -26,9 +26,6 @@ from canonical_notebooks import SETUP
 COLAB = ["ipython==7.34.0", "ipywidgets==7.7.1", "ipython_genutils", "backcall", "pickleshare", "decorator"]
 PARTS = ("styleforge_lib", "cuda", "records", "notebooks")
 
-# The tests share one environment, so one worker takes them.
-pytestmark = pytest.mark.xdist_group("colab")
-
 IMPORTS = "import styleforge_lib\nfrom styleforge_lib import lab\nprint(styleforge_lib.__file__)"
 VERSIONS = "import IPython, ipywidgets\nprint(IPython.__version__, ipywidgets.__version__)"
 MAGIC = "print('cuda' in get_ipython().magics_manager.magics['cell'])"

@@ -9,12 +9,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "ops"))
 
-import compare_devices
 import test_conv2d_cuda_cores
 import test_conv2d_hopper
 import test_convolution
 import test_residual_blocks_hopper
-from compare_devices import Buffers, plan_of, sources
+from compare_devices import Buffers
+from kernel_plans import plan_of
+from kernel_sources import Source, sources
 
 from styleforge_lib.lab.xray import copied_arguments
 from styleforge_lib.ops import conv2d_hopper_persistent, conv2d_hopper_pictures
@@ -74,7 +75,7 @@ def test_a_planted_race_is_no_false_alarm():
     held[threadIdx.x] = i < n ? x[i] : 0;
     if (i < n) out[i] = held[255 - threadIdx.x];
 }"""
-    source = compare_devices.Source("here", text)
+    source = Source("here", text)
     said = findings(compile_cuda(text).only, source)
     assert {kind for kind, _ in said} == {"read after write"}
 

@@ -12,7 +12,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import compare_devices
-from compare_devices import PLANS, Plan, Source, compare, difference, of_code, too_far
+from compare_devices import compare, difference, too_far
+from kernel_plans import PLANS, Plan
+from kernel_sources import Source, of_code
 
 ADD = """extern "C" __global__ void add(const float* a, const float* b, float* out, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -197,6 +199,25 @@ def test_a_kernel_that_writes_nothing_is_an_error_unless_it_is_a_gap():
     text = 'extern "C" __global__ void idle(const float* x, float* out, int n) {}'
     assert "wrote nothing" in row_of(text).said
     assert row_of(text, gap=True).verdict == "same"
+
+
+def test_an_exact_kernel_leaves_nothing_to_the_compiler(monkeypatch):
+    text = ADD.replace("a[i] + b[i]", "a[i] - b[i] * b[i]")
+    row = row_of(text)
+    assert row.verdict == "LEFT OPEN"
+    assert not row.passed
+    assert "mul.f32" in row.said
+    assert "__fmul_rn" in row.said
+    assert row_of(text.replace("b[i] * b[i]", "__fmul_rn(b[i], b[i])")).verdict == "same"
+    monkeypatch.setitem(PLANS, "add", Plan(within=2.0**-20))
+    assert row_of(text).verdict == "same", "an approximate kernel may"
+
+
+def test_only_some_texts(monkeypatch, capsys):
+    monkeypatch.setattr(compare_devices, "sources", lambda: [Source("here", ADD), Source("broken", "not CUDA")])
+    assert compare_devices.main(["--dry-run", "--from", "here"]) == 0
+    assert "1 of 1 kernels agree" in capsys.readouterr().out
+    assert compare_devices.main(["--dry-run"]) == 1
 
 
 def test_where_kernels_are_found():

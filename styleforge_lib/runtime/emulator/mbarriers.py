@@ -9,109 +9,27 @@ what is missing is said: arrivals or bytes.
 The state is kept beside shared memory, one array over the blocks of the batch for each barrier. The 64-bit state that
 `arrive` returns holds the phase and the arrivals that were pending.
 
-Contents: `Spot` (addresses of lanes as arrays), `MBarrier`, `MBarriers`.
+Contents: `MBarriers`. One barrier, and who waits at it, are in `mbarrier_waits`.
 Source: PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from .control_flow import Block
 from .faults import EmulatorFault, plural
 from .lanes import Lanes
-from .memory import Scattered, Site, _triple
+from .mbarrier_waits import MBarrier, Waiting, deadlock
+from .memory import Scattered, Site
 from .parse import Imm
+from .spots import Spot, fault_of, spots
 
 COUNT_LIMIT = (1 << 20) - 1  # of arrivals, and of bytes in flight
 _COUNT_BITS = 20
 BYTES = 8
-
-
-@dataclass(slots=True)
-class Spot:
-    """Lanes that point to one byte of one variable: blocks (of the shared memory), threads, and places in the set.
-
-    home: the threads' own blocks, which differ from the memory's where that is another's of the cluster.
-    """
-
-    region: object
-    offset: int
-    block: np.ndarray
-    thread: np.ndarray
-    place: np.ndarray
-    lanes: Lanes
-    home: np.ndarray
-
-    def part(self, mask: np.ndarray) -> Spot:
-        """Return some of the lanes."""
-        lanes = self.lanes.universe.flat(self.lanes.positions()[mask])
-        return Spot(
-            self.region, self.offset, self.block[mask], self.thread[mask], self.place[mask], lanes, self.home[mask]
-        )
-
-
-def spots(where, lanes: Lanes) -> Iterator[Spot]:
-    """Yield a located address byte by byte; places are positions in the flattened values of `lanes`."""
-    parts = where.parts if isinstance(where, Scattered) else [(None, where)]
-    for mask, at in parts:
-        part = at.lanes
-        place = np.arange(part.count) if mask is None else np.flatnonzero(np.broadcast_to(mask, lanes.shape))
-        offset = np.broadcast_to(np.asarray(at.offset), part.shape).reshape(-1)
-        block = part.expand(part.block).reshape(-1)
-        thread, home = (lanes.expand(value).reshape(-1)[place] for value in (lanes.thread, lanes.block))
-        if part.count and (offset == offset[0]).all():
-            yield Spot(at.region, int(offset[0]), block, thread, place, part, home)
-            continue
-        for value in np.unique(offset).tolist():
-            chosen = np.flatnonzero(offset == value)
-            few = part.universe.flat(part.positions()[chosen])
-            yield Spot(at.region, value, block[chosen], thread[chosen], place[chosen], few, home[chosen])
-
-
-class MBarrier:
-    """One barrier, in every block of the batch. `count` is 0 where it is not initialised."""
-
-    def __init__(self, number: int, region, offset: int, blocks: int):
-        self.number, self.region, self.offset = number, region, offset
-        self.count = np.zeros(blocks, np.int64)
-        self.pending = np.zeros(blocks, np.int64)
-        self.expected = np.zeros(blocks, np.int64)  # bytes; negative while more have come than were announced
-        self.phase = np.zeros(blocks, np.int64)
-        self.line = 0  # where it was initialised
-
-    def __str__(self) -> str:
-        return f"the mbarrier at byte {self.offset} of {self.region.name}"
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Lanes parked at one barrier, by block of threads; `wanted` is a parity, or (`whole`) the number of a phase."""
-
-    barrier: MBarrier
-    position: np.ndarray
-    block: np.ndarray
-    thread: np.ndarray
-    wanted: np.ndarray
-    whole: bool
-    target: int
-    register: str | None
-    site: Site
-
-    def done(self) -> np.ndarray:
-        """Which lanes' phase is complete."""
-        phase = self.barrier.phase[self.block]
-        return phase > self.wanted if self.whole else (phase & 1) != self.wanted
-
-    def part(self, mask: np.ndarray) -> _Waiting:
-        """Return some of the lanes."""
-        return _Waiting(
-            self.barrier, self.position[mask], self.block[mask], self.thread[mask], self.wanted[mask], self.whole,
-            self.target, self.register, self.site,
-        )  # fmt: skip
 
 
 class MBarriers:
@@ -119,7 +37,7 @@ class MBarriers:
 
     def __init__(self, batch):
         self.batch = batch
-        self.waiting: list[_Waiting] = []
+        self.waiting: list[Waiting] = []
         self.progress = 0  # grows with whatever a waiting thread may be waiting for
         self._gave_up_at = -1
         self._behind: list[tuple[MBarrier, int, Spot, Site]] = []  # arrivals that wait for the copies of cp.async
@@ -285,7 +203,7 @@ class MBarriers:
         found = []
         for spot, barrier in self._valid(spot_address, lanes, site):
             found.append(
-                _Waiting(barrier, positions[spot.place], spot.block, spot.thread, wanted[spot.place], whole, target,
+                Waiting(barrier, positions[spot.place], spot.block, spot.thread, wanted[spot.place], whole, target,
                          register.name if register is not None else None, site)
             )  # fmt: skip
             late = ~found[-1].done()
@@ -313,7 +231,7 @@ class MBarriers:
                 still.append(one.part(~done))
         self.waiting = still
 
-    def _release(self, some: _Waiting, complete: bool) -> None:
+    def _release(self, some: Waiting, complete: bool) -> None:
         mask = np.zeros(self.batch.universe.size, bool)
         mask[some.position] = True
         lanes = self.batch.universe.from_mask(mask.reshape(self.batch.universe.threads, self.batch.universe.blocks))
@@ -346,49 +264,8 @@ class MBarriers:
         return helped
 
     def stuck(self) -> None:
-        """Raise the deadlock, of the barrier that is nearest to its phase's end: the others wait for that one."""
-        one, *rest = sorted(self.waiting, key=self._blame)
-        other = next((two for two in rest if two.barrier is not one.barrier and one.block[0] in two.block), None)
-        block, thread, story = self._story(one, None)
-        tail = f"; and {self._story(other, int(one.block[0]))[2]}" if other is not None else ""
-        raise EmulatorFault(
-            "deadlock",
-            f"deadlock: in block {_triple(block)}, {story}{tail}. Nothing is on its way, and nobody else can run",
-            line=one.site.line,
-            other_line=one.barrier.line,
-            block=block,
-            threads=(thread,),
-        )
-
-    def _story(self, one: _Waiting, inside: int | None):
-        """Return block and thread of one that waits (in a certain block), and what it waits for."""
-        barrier = one.barrier
-        order = np.lexsort((one.thread, one.block))
-        first = int(next(lane for lane in order if inside is None or one.block[lane] == inside))
-        block = int(one.block[first])
-        thread, owner = divmod(int(one.position[first]), self.batch.universe.blocks)
-        block_index, thread_index = self.batch.coordinates(owner, thread)
-        phase = int(barrier.phase[block])
-        if one.whole or phase & 1 == one.wanted[first]:
-            missing = []
-            if arrivals := int(barrier.pending[block]):
-                missing.append(f"{arrivals} of {plural(int(barrier.count[block]), 'arrival')}")
-            if size := int(barrier.expected[block]):
-                missing.append(f"{size} announced bytes" if size > 0 else f"the announcement of {-size} bytes")
-            what = f"phase {phase} never completes: {' and '.join(missing)} missing"
-        else:
-            what = "the phase it waits for never comes"
-        parity = "" if one.whole else f" with parity {int(one.wanted[first])}"
-        return block_index, thread_index, (
-            f"thread {_triple(thread_index)} waits at line {one.site.line}{parity} for {barrier}, initialised at line "
-            f"{barrier.line}: {what}"
-        )  # fmt: skip
-
-    @staticmethod
-    def _blame(one: _Waiting) -> tuple:
-        barrier, block = one.barrier, int(one.block.min())
-        halfway = 0 < barrier.pending[block] < barrier.count[block] or barrier.expected[block] != 0
-        return (not halfway, block, one.site.line)
+        """Raise the deadlock of those that wait."""
+        raise deadlock(self.batch, self.waiting)
 
     # --- finding them ----------------------------------------------------------------------------------------------
 
@@ -443,20 +320,6 @@ class MBarriers:
     def fault(self, site: Site, spot: Spot, bad: np.ndarray, tail) -> EmulatorFault:
         """Build the fault of some lanes of a spot."""
         return fault_of(self.batch, "mbarrier", site, spot, bad, tail)
-
-
-def fault_of(batch, kind: str, site: Site, spot: Spot, bad: np.ndarray, tail) -> EmulatorFault:
-    """Build the fault of the lanes of a spot that are `bad`; `tail(place)` words the rest for one of them."""
-    bad = np.broadcast_to(bad, spot.block.shape)
-    chosen = np.flatnonzero(bad)
-    first = int(chosen[np.lexsort((spot.thread[chosen], spot.home[chosen]))[0]])
-    block = int(spot.home[first])
-    block_index, thread = batch.coordinates(block, int(spot.thread[first]))
-    sentence = (
-        f"{site.name} at line {site.line}: {plural(chosen.size, 'thread')}, e.g. block {_triple(block_index)} thread "
-        f"{_triple(thread)}: {tail(first)}"
-    )
-    return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread,))
 
 
 def _space(modifiers: tuple[str, ...]) -> str:

@@ -8,13 +8,12 @@ instruction other than `mov` that meets a token before is a fault: "wgmma withou
 Products are exact, summed in float64 over the products of a group that follow each other, and rounded once. A tensor
 core aligns the products and cuts bits off, so its last bits differ.
 
-Contents: `Warpgroups`. How lanes and operands lie is `warpgroup_operands`.
+Contents: `Warpgroups`. How lanes and operands lie is `warpgroup_operands`, how they are
+multiplied `warpgroup_products`.
 Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,40 +22,10 @@ from .faults import EmulatorFault
 from .lanes import Lanes
 from .memory import BANK_SHIFT, Site, _triple
 from .tokens import TOKENS, is_token, token_numbers
-from .warpgroup_operands import ROWS, WARPGROUP, Accumulator, Groups, Shape, groups_of, numbers, word_indices
+from .warpgroup_operands import ROWS, WARPGROUP, Accumulator, Groups, Shape, groups_of, word_indices
+from .warpgroup_products import Product, add
 
 KIND = "wgmma without its wait"
-_PAIRS_AT_ONCE = 32  # warpgroups whose products are made together: their operands stay in the cache
-
-
-@dataclass(slots=True)
-class _Product:
-    """One wgmma.mma_async of some warpgroups."""
-
-    accumulator: Accumulator
-    shape: Shape
-    pairs: np.ndarray
-    a: np.ndarray
-    """Descriptors, (pairs,); or, of A in registers, words (pairs, 64, depth in words)."""
-    b: np.ndarray
-    adds: np.ndarray
-    group: np.ndarray
-    site: Site
-    number: int
-
-    def part(self, mask: np.ndarray) -> _Product:
-        return _Product(self.accumulator, self.shape, self.pairs[mask], self.a[mask], self.b[mask], self.adds[mask],
-                        self.group[mask], self.site, self.number)  # fmt: skip
-
-    def extends(self, other: _Product) -> bool:
-        """Whether this product can be added to the same numbers at once with another."""
-        return (
-            self.accumulator is other.accumulator
-            and self.shape == other.shape
-            and self.a.ndim == other.a.ndim
-            and bool(self.adds.all())
-            and np.array_equal(self.pairs, other.pairs)
-        )
 
 
 class Warpgroups:
@@ -65,7 +34,7 @@ class Warpgroups:
     def __init__(self, batch):
         self.batch = batch
         pairs = max(1, batch.universe.threads // WARPGROUP) * batch.universe.blocks
-        self.products: list[_Product] = []
+        self.products: list[Product] = []
         self.accumulators: dict[int, Accumulator] = {}
         self.committed = np.zeros(pairs, np.int64)
         self.fenced = np.zeros(pairs, bool)
@@ -89,7 +58,7 @@ class Warpgroups:
         held = self._held(accumulator, shape) or self._gathered(accumulator, groups, shape, adds, lanes, site)
         self.issued += 1
         group = self.committed[groups.pairs]
-        product = _Product(held, shape, groups.pairs, a, b, adds, group, site, self.issued)
+        product = Product(held, shape, groups.pairs, a, b, adds, group, site, self.issued)
         held.unfinished[groups.pairs] += 1
         self.products.append(product)
         self.batch.observations.multiplied(product, self)
@@ -296,11 +265,11 @@ class Warpgroups:
         """Compute the groups of these warpgroups but the newest."""
         self._run(self.products, groups.pairs, newest)
 
-    def _run(self, products: list[_Product], pairs: np.ndarray, newest: int | None = None) -> None:
+    def _run(self, products: list[Product], pairs: np.ndarray, newest: int | None = None) -> None:
         mine = np.zeros(self.committed.size, bool)
         mine[pairs] = True
-        now: list[_Product] = []
-        left: dict[int, _Product | None] = {}
+        now: list[Product] = []
+        left: dict[int, Product | None] = {}
         for product in products:
             done = mine[product.pairs]
             if newest is not None:
@@ -312,7 +281,7 @@ class Warpgroups:
         if not now:
             return
         self.products = [rest for product in self.products if (rest := left.get(id(product), product)) is not None]
-        run: list[_Product] = []
+        run: list[Product] = []
         for product in now:
             if run and not product.extends(run[-1]):
                 self._add(run)
@@ -320,66 +289,11 @@ class Warpgroups:
             run.append(product)
         self._add(run)
 
-    def _add(self, run: list[_Product]) -> None:
-        """Add products that follow each other to one accumulator, as one product along all their K."""
-        first = run[0]
-        shape, accumulator = first.shape, first.accumulator
-        blocks = self.batch.universe.blocks
-        width = 4 if shape.kind == "tf32" else 2
-        depth = shape.depth * width
-        in_registers = first.a.ndim > 1
-        key = np.stack([*([] if in_registers else [p.a for p in run]), *[p.b for p in run]])
-        kinds, which = np.unique(key, axis=1, return_inverse=True)
-        which = which.reshape(-1)
-        tiles: dict[tuple, np.ndarray] = {}
-        for number in range(kinds.shape[1]):
-            descriptors = tuple(int(value) for value in kinds[:, number])
-            a, b = ((), descriptors) if in_registers else (descriptors[: len(run)], descriptors[len(run) :])
-            chosen = np.flatnonzero(which == number)
-            for start in range(0, chosen.size, _PAIRS_AT_ONCE):
-                some = chosen[start : start + _PAIRS_AT_ONCE]
-                pairs = first.pairs[some]
-                owners = pairs % blocks
-                if in_registers:
-                    words = np.concatenate([product.a[some] for product in run], axis=2)
-                    left = numbers(words, shape.kind)
-                else:
-                    left = self._tile(tiles, a, owners, ROWS, depth, shape.transposed_a, shape.kind, first.site)
-                right = self._tile(tiles, b, owners, shape.columns, depth, shape.transposed_b, shape.kind, first.site)
-                total = np.matmul(left, right.swapaxes(-1, -2))
-                if len(total) < some.size:
-                    total = np.repeat(total, some.size, axis=0)
-                if shape.negated:
-                    np.subtract(0, total, out=total)  # and not -total: a sum of nothing is +0, as on the card
-                adds = first.adds[some]
-                if adds.all():
-                    total += accumulator.data[pairs]
-                elif adds.any():
-                    total[adds] += accumulator.data[pairs[adds]]
-                accumulator.data[pairs] = total
+    def _add(self, run: list[Product]) -> None:
+        add(run, self.batch.memory, self.batch.universe.blocks)
         for product in run:
-            accumulator.unfinished[product.pairs] -= 1
+            product.accumulator.unfinished[product.pairs] -= 1
             self.batch.observations.multiplied_now(product, self)
-
-    def _tile(self, tiles, descriptors, owners, rows: int, depth: int, transposed: bool, kind: str, site: Site):
-        """Return an operand as (owners, or 1 if it is the same in all, rows, K) in float64."""
-        key = (descriptors, rows, transposed, owners.tobytes())
-        found = tiles.get(key)
-        if found is None:
-            address = word_indices(descriptors, rows, depth, transposed)
-            region = self.batch.memory.shared[int(address[0]) >> BANK_SHIFT]
-            words = region.words[((address - region.base) >> 2)[:, None], owners[None, :]]
-            words = np.ascontiguousarray(words.T)
-            if (words == words[:1]).all():
-                words = words[:1]  # weights, which all blocks share
-            width = 4 if kind == "tf32" else 2
-            shape = (-1, rows) if transposed else (rows, -1)
-            found = numbers(words, kind).reshape(len(words), *shape)
-            if transposed:
-                found = found.swapaxes(-1, -2)
-            tiles[key] = found
-            assert found.shape[-1] == depth // width * len(descriptors)
-        return found
 
     # --- operands --------------------------------------------------------------------------------------------------
 

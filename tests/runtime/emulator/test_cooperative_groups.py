@@ -7,7 +7,63 @@ from conftest import compile_ptx
 
 from styleforge_lib.runtime.emulator import EmulatorFault, Program, Trace
 
-HEAD = "#include <cooperative_groups.h>\n#include <cooperative_groups/reduce.h>\n#include <cooperative_groups/scan.h>\nnamespace cg = cooperative_groups;\n"
+# One text for all of them: NVRTC takes five seconds for the headers.
+TEXT = """
+#include <cooperative_groups.h>
+#include <cooperative_groups/reduce.h>
+#include <cooperative_groups/scan.h>
+namespace cg = cooperative_groups;
+
+extern "C" __global__ void block_and_tiles(const int* x, int* out) {
+  cg::thread_block block = cg::this_thread_block();
+  __shared__ int s[128];
+  int r = block.thread_rank(), n = block.size();
+  s[r] = x[r];
+  block.sync();
+  auto tile = cg::tiled_partition<16>(block);
+  auto pair = cg::tiled_partition<2>(tile);
+  out[r] = s[n - 1 - r] + 1000 * block.group_index().x;
+  out[n + r] = tile.shfl_down(x[r], 3) + tile.shfl_xor(x[r], 8) + tile.shfl(x[r], 5) + tile.shfl_up(x[r], 1);
+  out[2 * n + r] = cg::reduce(tile, x[r], cg::plus<int>());
+  out[3 * n + r] = cg::reduce(tile, x[r], cg::less<int>()) + pair.shfl_xor(x[r], 1);
+  out[4 * n + r] = cg::inclusive_scan(tile, x[r]);
+  out[5 * n + r] = tile.ballot(x[r] > 50) + 100000 * tile.any(x[r] == 7) + 1000000 * tile.all(x[r] > 0);
+  out[6 * n + r] = tile.thread_rank() + 100 * tile.meta_group_rank() + 10000 * tile.meta_group_size();
+  out[7 * n + r] = tile.match_any(x[r] & 3);
+  auto dynamic = cg::tiled_partition(block, 8);
+  out[8 * n + r] = dynamic.thread_rank() + 10 * dynamic.size();
+}
+
+extern "C" __global__ void coalesced(const int* x, int* out) {
+  int i = threadIdx.x, n = blockDim.x;
+  if (x[i] & 1) {
+    auto odd = cg::coalesced_threads();
+    out[i] = odd.thread_rank() + 100 * odd.size();
+    out[n + i] = odd.shfl(x[i], 0);
+    out[2 * n + i] = cg::reduce(odd, x[i], cg::plus<int>());
+    odd.sync();
+    if (odd.thread_rank() == 0) atomicAdd(out + 4 * n, odd.size());
+  }
+  auto tile = cg::tiled_partition<32>(cg::this_thread_block());
+  out[3 * n + i] = cg::labeled_partition(tile, x[i] & 3).size() + 100 * cg::binary_partition(tile, x[i] > 50).thread_rank();
+}
+
+extern "C" __global__ void whole_grid(const float* x, float* y, float* z, int n) {
+  cg::grid_group grid = cg::this_grid();
+  for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = x[i] + 1.0f;
+  grid.sync();
+  for (int i = grid.thread_rank(); i < n; i += grid.size()) z[i] = y[n - 1 - i] * 2.0f;
+  auto token = grid.barrier_arrive();
+  grid.barrier_wait(static_cast<cg::grid_group::arrival_token&&>(token));
+  for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = z[(i + 7) % n];
+}
+
+extern "C" __global__ void one_leaves(int* x) {
+  if (blockIdx.x == 1) return;
+  cg::this_grid().sync();
+  x[blockIdx.x] = 1;
+}
+"""
 
 
 @pytest.fixture(params=["compute_75", "compute_80", "compute_90", "compute_100"])
@@ -15,33 +71,14 @@ def arch(request):
     return request.param
 
 
-def launch(text, arch, grid, block, args, **options):
-    Program(compile_ptx(HEAD + text, arch)).launch("k", grid, block, args, **options)
+def launch(name, arch, grid, block, args, **options):
+    Program(compile_ptx(TEXT, arch)).launch(name, grid, block, args, **options)
 
 
 def test_block_and_tiles(arch):
-    text = """extern "C" __global__ void k(const int* x, int* out) {
-      cg::thread_block block = cg::this_thread_block();
-      __shared__ int s[128];
-      int r = block.thread_rank(), n = block.size();
-      s[r] = x[r];
-      block.sync();
-      auto tile = cg::tiled_partition<16>(block);
-      auto pair = cg::tiled_partition<2>(tile);
-      out[r] = s[n - 1 - r] + 1000 * block.group_index().x;
-      out[n + r] = tile.shfl_down(x[r], 3) + tile.shfl_xor(x[r], 8) + tile.shfl(x[r], 5) + tile.shfl_up(x[r], 1);
-      out[2 * n + r] = cg::reduce(tile, x[r], cg::plus<int>());
-      out[3 * n + r] = cg::reduce(tile, x[r], cg::less<int>()) + pair.shfl_xor(x[r], 1);
-      out[4 * n + r] = cg::inclusive_scan(tile, x[r]);
-      out[5 * n + r] = tile.ballot(x[r] > 50) + 100000 * tile.any(x[r] == 7) + 1000000 * tile.all(x[r] > 0);
-      out[6 * n + r] = tile.thread_rank() + 100 * tile.meta_group_rank() + 10000 * tile.meta_group_size();
-      out[7 * n + r] = tile.match_any(x[r] & 3);
-      auto dynamic = cg::tiled_partition(block, 8);
-      out[8 * n + r] = dynamic.thread_rank() + 10 * dynamic.size();
-    }"""
     x = np.random.default_rng(0).integers(1, 100, 64).astype(np.int32)
     out = np.zeros((9, 64), np.int32)
-    launch(text, arch, (1,), (64,), (x, out))
+    launch("block_and_tiles", arch, (1,), (64,), (x, out))
     tiles = x.reshape(4, 16)
     lane = np.arange(16)
     down, up = np.where(lane + 3 < 16, lane + 3, lane).clip(max=15), np.where(lane > 0, lane - 1, lane)
@@ -60,22 +97,9 @@ def test_block_and_tiles(arch):
 
 
 def test_coalesced_threads_and_partitions(arch):
-    text = """extern "C" __global__ void k(const int* x, int* out) {
-      int i = threadIdx.x, n = blockDim.x;
-      if (x[i] & 1) {
-        auto odd = cg::coalesced_threads();
-        out[i] = odd.thread_rank() + 100 * odd.size();
-        out[n + i] = odd.shfl(x[i], 0);
-        out[2 * n + i] = cg::reduce(odd, x[i], cg::plus<int>());
-        odd.sync();
-        if (odd.thread_rank() == 0) atomicAdd(out + 4 * n, odd.size());
-      }
-      auto tile = cg::tiled_partition<32>(cg::this_thread_block());
-      out[3 * n + i] = cg::labeled_partition(tile, x[i] & 3).size() + 100 * cg::binary_partition(tile, x[i] > 50).thread_rank();
-    }"""
     x = np.random.default_rng(1).integers(0, 100, 64).astype(np.int32)
     out = np.zeros(4 * 64 + 1, np.int32)
-    launch(text, arch, (1,), (64,), (x, out))
+    launch("coalesced", arch, (1,), (64,), (x, out))
     for start in (0, 32):
         warp = x[start : start + 32]
         odd = np.flatnonzero(warp & 1)
@@ -88,23 +112,12 @@ def test_coalesced_threads_and_partitions(arch):
     assert out[-1] == (x & 1).sum()
 
 
-GRID = """extern "C" __global__ void k(const float* x, float* y, float* z, int n) {
-      cg::grid_group grid = cg::this_grid();
-      for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = x[i] + 1.0f;
-      grid.sync();
-      for (int i = grid.thread_rank(); i < n; i += grid.size()) z[i] = y[n - 1 - i] * 2.0f;
-      auto token = grid.barrier_arrive();
-      grid.barrier_wait(static_cast<cg::grid_group::arrival_token&&>(token));
-      for (int i = grid.thread_rank(); i < n; i += grid.size()) y[i] = z[(i + 7) % n];
-    }"""
-
-
 @pytest.mark.parametrize(("grid", "block"), [((1,), (32,)), ((3, 2), (96,)), ((130,), (8, 8, 2))])
 def test_the_whole_grid_waits(arch, grid, block):
     x = np.random.default_rng(2).standard_normal(3000).astype(np.float32)
     y, z = np.zeros_like(x), np.zeros_like(x)
     trace = Trace(races=True) if grid == (3, 2) else None
-    launch(GRID, arch, grid, block, (x, y, z, np.int32(3000)), cooperative=True, trace=trace)
+    launch("whole_grid", arch, grid, block, (x, y, z, np.int32(3000)), cooperative=True, trace=trace)
     assert np.array_equal(z, 2 * (x[::-1] + 1))
     assert np.array_equal(y, np.roll(z, -7))
     assert trace is None or not trace.races
@@ -113,15 +126,14 @@ def test_the_whole_grid_waits(arch, grid, block):
 def test_a_grid_that_cannot_wait_says_so(arch):
     arrays = [np.zeros(64, np.float32) for _ in range(3)]
     with pytest.raises(EmulatorFault, match=r"this_grid\(\).sync\(\) needs a cooperative launch, cooperative=True"):
-        launch(GRID, arch, (2,), (32,), (*arrays, np.int32(64)))
+        launch("whole_grid", arch, (2,), (32,), (*arrays, np.int32(64)))
     with pytest.raises(ValueError, match="a cooperative launch runs all of its blocks"):
-        launch(GRID, arch, (4,), (32,), (*arrays, np.int32(64)), cooperative=True, blocks=[0, 1])
+        launch("whole_grid", arch, (4,), (32,), (*arrays, np.int32(64)), cooperative=True, blocks=[0, 1])
 
 
 def test_a_grid_of_which_one_block_left_is_a_deadlock():
-    text = 'extern "C" __global__ void k(int* x) { if (blockIdx.x == 1) return; cg::this_grid().sync(); x[blockIdx.x] = 1; }'
     with pytest.raises(EmulatorFault, match="deadlock"):
-        launch(text, "compute_80", (3,), (32,), (np.zeros(3, np.int32),), cooperative=True)
+        launch("one_leaves", "compute_80", (3,), (32,), (np.zeros(3, np.int32),), cooperative=True)
 
 
 def test_groups_of_one_warp_with_masks_of_their_own():
@@ -144,7 +156,7 @@ def test_groups_of_one_warp_with_masks_of_their_own():
     }"""
     x = np.random.default_rng(3).integers(0, 40, 64).astype(np.int32)
     out = np.zeros((7, 64), np.uint32)
-    launch(text, "compute_90", (1,), (64,), (x, out))
+    Program(compile_ptx(text, "compute_90")).launch("k", (1,), (64,), (x, out))
     for start in (0, 32):
         for first, last, reader in ((0, 12, 0), (12, 20, 12), (20, 32, 31)):
             lanes = np.arange(first, last)

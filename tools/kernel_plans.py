@@ -15,6 +15,7 @@ import torch
 from approximations import APPROXIMATIONS, Approximation
 from kernel_sources import Source
 
+from styleforge_lib.ops import instance_norm_hopper as copies
 from styleforge_lib.ops.cases import Fill, magnitudes, normal
 from styleforge_lib.runtime.kernel import Kernel
 
@@ -112,9 +113,9 @@ def promises() -> Iterator[tuple[str, Plan]]:
 
 
 def instance_norm() -> Iterator[tuple[str, Plan]]:
-    """Yield the plans of cuda/instance_norm.cu and instance_norm_nhwc.cu: 2 images of 8 channels of 300 pixels.
+    """Yield the plans of cuda/instance_norm.cu, _nhwc.cu and _hopper.cu: 2 images of 8 channels of 300 pixels.
 
-    In 3 pieces of 128 numbers or pixels, the latter in blocks of 8 channels and 32 rows that take 4 steps.
+    In 3 pieces of 128 numbers or pixels; _nhwc in blocks of 8 channels and 32 rows that take 4 steps; _hopper NHWC.
     """
     numbers = {
         "channels": 8,
@@ -144,6 +145,11 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         for step in ("statistics", "apply"):
             yield f"instance_norm_{step}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
         yield f"instance_norm_nhwc_{dtype}", Plan(grid=lambda n: (2, 3), offsets=(0, 4), cooperative=True, **common)
+        copied = {**common, "numbers": numbers | {"size": 2400, "length": 1024, "together": 8}}
+        yield (
+            f"instance_norm_hopper_{dtype}",
+            Plan(grid=lambda n: 6, block=512, shared_bytes=copies.shared_bytes(), cooperative=True, **copied),
+        )
 
 
 def lessons_of_instance_norm() -> Iterator[tuple[str, Plan]]:

@@ -59,7 +59,9 @@ def sources() -> list[Source]:
     """Return every text that has kernels, in the order of the course."""
     found = [source for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for source in of_notebook(path)]
     kernels = [path for path in sorted((ROOT / "cuda").glob("*.cu")) if path.stem not in ELSEWHERE]
-    found += [Source(f"cuda/{path.name}", path, any_alignment=True) for path in kernels]
+    for path in kernels:
+        hopper = path.stem.endswith("_hopper")  # whose copy engine takes multiples of 16 bytes
+        found.append(Source(f"cuda/{path.name}", path, arch="sm_90a" if hopper else None, any_alignment=not hopper))
     found += [Source(f"tools/{path.name}", path) for path in PROBES]
     return found + [Source(f"tools/{path.name}", path, arch="sm_90a") for path in HOPPER_PROBES]
 

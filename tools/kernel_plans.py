@@ -187,7 +187,7 @@ def boxes(rows: int = 8, **options) -> Plan:
     return Plan(**common, rows={"out": rows}, maps={"map": about}, data={"x": whole_numbers(-99, 99)})
 
 
-def stores(blocks: int, shape: tuple[int, ...] = (20, 24), box: tuple[int, ...] = (8, 16), why="", **options) -> Plan:
+def stores(blocks: int, shape: tuple[int, ...] = (20, 24), box: tuple[int, ...] = (8, 16), **options) -> Plan:
     """Plan a probe of boxes that each block stores into a tensor of sevens."""
     return Plan(
         sizes=(128 * blocks,),
@@ -196,7 +196,6 @@ def stores(blocks: int, shape: tuple[int, ...] = (20, 24), box: tuple[int, ...] 
         lengths={"out": math.prod(shape)},
         start={"out": 7},
         maps={"map": Map("out", shape, box, options)},
-        why=why,
     )
 
 
@@ -215,7 +214,6 @@ def instance_norm_backward() -> Iterator[tuple[str, Plan]]:
             yield f"instance_norm_backward_{step}_{dtype}", Plan(**common)
 
 
-NEGATIVE = "CUDA's Programming Guide: a box that is written may hang over, but not begin before its tensor"
 SMALL = {"a": whole_numbers(-9, 9)}
 PLANS = {
     **dict(instance_norm()),
@@ -316,8 +314,6 @@ PLANS = {
     "box_stores_by_warps": stores(blocks=2, box=(2, 16)),
     "box_stores_swizzled": stores(blocks=6, swizzle=64),
     "box_stores_of_three_axes": stores(blocks=12, shape=(3, 10, 16), box=(2, 4, 8)),
-    "box_stores_above": stores(blocks=1, why=NEGATIVE),
-    "box_stores_left": stores(blocks=2, why=NEGATIVE),
     # Further probes
     "eight_bits": Plan(rows={"out": 4}),
     "eight_bits_of_halves": Plan(sizes=(65536,), rows={"out": 2}),

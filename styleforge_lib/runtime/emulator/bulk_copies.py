@@ -190,7 +190,7 @@ class BulkCopies:
         """cp.async.bulk.tensor.global.shared: what lies outside is left out."""
         for content, part in self._maps(tensor, lanes, write):
             targets = []
-            for where, region in self._boxes(content, corner, part, lanes, write):
+            for where, region in self._boxes(content, corner, part, lanes, write, stored=True):
                 bytes_ = where[:, None] + np.arange(content.element)
                 targets.append((region, np.where(where[:, None] < 0, -1, bytes_).reshape(-1)))
                 if self.batch.trace is not None:
@@ -221,8 +221,11 @@ class BulkCopies:
                 ))  # fmt: skip
             yield content, lanes if len(located) == 1 else spot.lanes
 
-    def _boxes(self, content: TensorMap, corner: tuple, part: Lanes, lanes: Lanes, site: Site):
-        """Yield, for each lane, where the elements of its box lie in an array (-1: outside), and the array."""
+    def _boxes(self, content: TensorMap, corner: tuple, part: Lanes, lanes: Lanes, site: Site, stored: bool = False):
+        """Yield, for each lane, where the elements of its box lie in an array (-1: outside), and the array.
+
+        stored: boxes are written, which may hang over the end of the tensor, but not begin before it.
+        """
         region = self.batch.memory.regions[content.address >> SLOT_SHIFT]
         if len(corner) != len(content.box):
             block, thread = _who(part)
@@ -239,6 +242,14 @@ class BulkCopies:
             raise fault_of(self.batch, "misaligned", site, spot, askew, lambda bad: (
                 f"the box begins {corners[0][bad]} elements of {content.element} bytes into the innermost axis: it may "
                 f"begin at multiples of {BOX_START} bytes only, and a GPU stops with an illegal instruction"
+            ))  # fmt: skip
+        before = np.any([values < 0 for values in corners], axis=0)
+        if stored and before.any():
+            block, thread = _who(part)
+            spot = Spot(region, 0, block, thread, np.arange(part.count), part, block)
+            raise fault_of(self.batch, "out of bounds", site, spot, before, lambda bad: (
+                f"the box begins at {{{', '.join(str(values[bad]) for values in corners)}}}: one that is stored may "
+                "hang over the end of its tensor, but not begin before it, and a GPU stops with an illegal instruction"
             ))  # fmt: skip
         start = content.address - region.base
         for lane in range(part.count):

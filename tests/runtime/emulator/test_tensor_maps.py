@@ -129,7 +129,7 @@ STORE = (
 )
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (3, 8), (-1, -4), (8, 12)])
+@pytest.mark.parametrize("corner", [(0, 0), (3, 8), (8, 12), (10, 16)])
 def test_store_leaves_out_what_lies_outside(corner):
     x, trace = torch.zeros(10, 16), Trace()
     compile_cuda(STORE, arch="sm_90a").only.emulate(1, 32, (tensor_map(x, (4, 8)), *corner), trace=trace)
@@ -176,6 +176,16 @@ def test_a_box_that_is_larger_than_its_place_and_one_that_lies_askew():
     askew = compile_cuda(box_kernel(2).replace('"r"(at(s))', '"r"(at(s) + 64)'), arch="sm_90a").only
     with pytest.raises(EmulatorFault, match="multiple of 128"):
         askew.emulate(1, 32, args, shared_bytes=2048)
+
+
+@pytest.mark.parametrize("corner", [(-1, 0), (0, -4), (-8, -8)])
+def test_a_box_that_is_stored_may_not_begin_before_its_tensor(corner):
+    """CUDA C++ Programming Guide: parts of the tile may be out of bounds, but no corner may have a negative index."""
+    x = torch.zeros(10, 16)
+    with pytest.raises(EmulatorFault, match=r"begins at \{.*-.*\}: .* not begin before it") as caught:
+        compile_cuda(STORE, arch="sm_90a").only.emulate(1, 32, (tensor_map(x, (4, 8)), *corner))
+    assert caught.value.kind == "out of bounds"
+    assert not x.any()
 
 
 def test_a_box_may_begin_at_multiples_of_sixteen_bytes_alone():

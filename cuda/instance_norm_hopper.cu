@@ -6,6 +6,7 @@
 //   measure                     the moments of the part
 //   cluster_moments, plane_moments   what all blocks of a plane found, merged
 //   close_planes                these made into scale and shift
+//   meet                        the blocks of a plane or an image wait for each other
 //   write                       the end of each number
 //   instance_norm_hopper_T      the kernel: moments, a barrier of the whole grid, merging, and the end
 //
@@ -20,14 +21,17 @@
 // size, length, pieces     NCHW: numbers of a plane, of a piece, and how many pieces it has; a plane is a multiple of 16
 //            bytes. NHWC: the same of an image; a piece is whole pixels.
 // room       4 floats for each plane, and 4 for each of its pieces; clusters do without.
+// words      2 for each block, in which the blocks of several pieces tell that they have come, this launch's number and
+//            patience: common/exchange.cuh. Clusters do without.
 // compiled   for THREADS, CHUNK, SLOTS, KEPT, CLUSTER: styleforge_lib/ops/instance_norm_hopper.py has them.
-// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES; with several pieces cooperatively or, NCHW
-//            alone, in clusters of as many, which tell each other their moments through shared memory.
+// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES. NCHW of several pieces may come in clusters
+//            of as many, which tell each other their moments through shared memory.
 // moves      2s where a part fits, else up to 3s. s: see cuda/instance_norm.cu.
 // numbers    as there. Each part's distances are measured from a number near its first ones or, where that was far
 //            off, again from its mean. No atomics: same launch, same bits.
 #include <cooperative_groups.h>
 
+#include "common/exchange.cuh"
 #include "common/hopper.cuh"
 #include "common/normalize.cuh"
 
@@ -58,16 +62,27 @@ struct Chunks {
     long long vectors;
     unsigned memory, full;  // addresses of SLOTS * CHUNK bytes, and of SLOTS barriers: a chunk has arrived
     int chunks, pass;
+    bool begun;
     uint4 kept[KEPT][TURNS];
 
-    __device__ Chunks(const void* part, long long bytes, unsigned slots, unsigned barriers)
-        : x(static_cast<const uint4*>(part)), vectors(bytes / 16), memory(slots), full(barriers), pass(0) {
+    __device__ Chunks(unsigned slots, unsigned barriers) : memory(slots), full(barriers), begun(false) {}
+
+    // All threads: a part of `bytes`, once all chunks of the one before have arrived.
+    __device__ void begin(const void* part, long long bytes) {
+        x = static_cast<const uint4*>(part), vectors = bytes / 16, pass = 0;
         chunks = (vectors + VECTORS - 1) / VECTORS;
+        __syncthreads();
         if (threadIdx.x == 0) {
-            for (int slot = 0; slot < SLOTS; slot++) barrier_init(full + 8 * slot, 1);
+#pragma unroll 1
+            for (int slot = 0; slot < SLOTS; slot++) {
+                if (begun) barrier_invalidate(full + 8 * slot);
+                barrier_init(full + 8 * slot, 1);
+            }
             barrier_init_done();
+#pragma unroll 1
             for (int chunk = 0; chunk < min(SLOTS, chunks); chunk++) fetch(chunk);
         }
+        begun = true;
         __syncthreads();
     }
 
@@ -231,13 +246,13 @@ __device__ Moments plane_moments(const Moments* partial, long long plane, int pi
     return merge_warp(m);
 }
 
-// Scale and shift of the planes from `plane` on, a warp each.
+// Scale and shift of the planes first, first + step, ... of an image, a warp each.
 template <typename T>
 __device__ void close_planes(const Moments* partial, Affine* affine, const T* weight, const T* bias, int channels,
-                             int pieces, float eps, int plane, int end, int step) {
-    for (plane += step * (threadIdx.x / 32); plane < end; plane += step * WARPS) {
+                             int pieces, float eps, int first, int step) {
+    for (int plane = first + step * (threadIdx.x / 32); plane < channels; plane += step * WARPS) {
         const Moments m = plane_moments(partial, plane, pieces);
-        if (threadIdx.x % 32 == 0) affine[plane] = Affine(m, weight, bias, plane % channels, eps);
+        if (threadIdx.x % 32 == 0) affine[plane] = Affine(m, weight, bias, plane, eps);
     }
 }
 
@@ -256,44 +271,83 @@ __device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&
     });
 }
 
+// The blocks of a plane (NHWC: of an image) meet: true once all have come, with all that they wrote before; false where
+// `patience` looks were in vain, since nothing promises that they run at the same time. words: one of each block.
+__device__ bool meet(long long* words, int own, int blocks, int launch, int patience) {
+    __syncthreads();
+    bool heard = true;
+    if (threadIdx.x < 32) {
+        __threadfence();
+        if (threadIdx.x == 0) keep_number(words + own, launch);
+        for (int i = threadIdx.x; heard && i < blocks; i += 32) heard = hear_number(words + i, launch, patience);
+        __threadfence();
+    }
+    return __syncthreads_and(heard);
+}
+
+// A block that meets the others in vain works out all of their numbers itself: the same order, so the same bits.
 template <int COUNT, typename T>
 __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved, float* room,
-                          int channels, int together, long long size, long long length, int pieces, float eps, bool cut,
-                          unsigned char* memory) {
-    const Piece at(size, length, pieces);
-    const int planes = gridDim.x / pieces * together, own = at.plane * together, piece = blockIdx.x % pieces;
-    Affine* affine = reinterpret_cast<Affine*>(room);
-    Moments* partial = reinterpret_cast<Moments*>(affine + planes);
-    float* sums = reinterpret_cast<float*>(memory + SLOTS * CHUNK);
-    Chunks chunks(x + at.start, at.count * sizeof(T), shared_address(memory), shared_address(sums) + SUM_BYTES);
-    const Columns<COUNT> columns(together / COUNT, sums);
-    const auto barrier = [&] { pieces > 1 ? cooperative_groups::this_grid().sync() : __syncthreads(); };
+                          long long* words, int channels, int together, long long size, long long length, int pieces,
+                          float eps, bool cut, int launch, int patience, unsigned char* memory) {
     __shared__ Moments told;
-    measure<T>(chunks, columns, CLUSTER > 1 ? &told : partial + (long long)own * pieces + piece, pieces, at.count / together);
-    if (CLUSTER == 1) barrier();
+    const int group = blockIdx.x / pieces, piece = blockIdx.x % pieces;
+    const auto count = [&](int i) { return min(length, size - i * length); };
+    Affine* affine = reinterpret_cast<Affine*>(room) + group * together;
+    Moments* partial = reinterpret_cast<Moments*>(room + 4LL * gridDim.x / pieces * together) +
+                       (long long)group * together * pieces;
+    float* sums = reinterpret_cast<float*>(memory + SLOTS * CHUNK);
+    x += group * size;
+    if (words) words += 2LL * group * pieces;
+    if (words && launch == 0) launch = number_after(words + piece);
+    const auto close = [&](int first, int step) {
+        close_planes(partial, affine, weight, bias, together, pieces, eps, first, step);
+    };
+    Chunks chunks(shared_address(memory), shared_address(sums) + SUM_BYTES);
+    const Columns<COUNT> columns(together / COUNT, sums);
+    bool deserted = false;
+#pragma unroll 1
+    while (true) {
+#pragma unroll 1
+        for (int i = deserted ? 0 : piece;; i++) {  // who is deserted returns to its own piece, to write it
+            const int part = i < pieces ? i : piece;
+            chunks.begin(x + part * length, count(part) * sizeof(T));
+            if (i == pieces) break;
+            measure<T>(chunks, columns, CLUSTER > 1 ? &told : partial + i, pieces, count(i) / together);
+            if (!deserted) break;
+        }
+        if (CLUSTER > 1 || pieces == 1 || deserted) break;
+        deserted = !meet(words, piece, pieces, launch, patience);
+        if (COUNT > 1 && !deserted) {  // each block closes its share of the planes
+            close(piece, pieces);
+            deserted = !meet(words + pieces, piece, pieces, launch, patience);
+        }
+        if (!deserted) break;
+    }
     Affine mine[COUNT];
-    if (COUNT == 1) {  // few pieces: each warp merges them for itself
-        const Moments m = CLUSTER > 1 ? cluster_moments(&told) : plane_moments(partial, at.plane, pieces);
-        if (saved && threadIdx.x == 0 && piece == 0) save(saved, m, eps, at.plane);
-        mine[0] = Affine(m, weight, bias, at.plane % channels, eps);
-    } else {  // many planes: shared out, those of the whole grid or of this block alone
-        const bool all = pieces > 1;
-        close_planes(partial, affine, weight, bias, channels, pieces, eps, all ? blockIdx.x : own,
-                     all ? planes : own + together, all ? gridDim.x : 1);
-        barrier();
+    __syncthreads();
+    if (COUNT == 1) {
+        const Moments m = CLUSTER > 1 ? cluster_moments(&told) : plane_moments(partial, 0, pieces);
+        if (saved && threadIdx.x == 0 && piece == 0) save(saved, m, eps, group);
+        mine[0] = Affine(m, weight, bias, group % channels, eps);
+    } else {
+        if (deserted || pieces == 1) close(0, 1);
+        __syncthreads();
+        if (deserted && threadIdx.x == 0) __threadfence(), keep_number(words + pieces + piece, launch);
         // All blocks ask for the same few lines, so each asks once, and its threads find the numbers side by side.
         float4* shared = reinterpret_cast<float4*>(sums);
         for (int column = threadIdx.x; column < columns.width; column += THREADS)
-            shared[column] = __ldcg(reinterpret_cast<float4*>(affine + own + columns.channel(column)));
+            shared[column] = __ldcg(reinterpret_cast<float4*>(affine + columns.channel(column)));
         __syncthreads();
         for (int k = 0; k < COUNT; k++) {
             const float4 read = shared[k * columns.units + columns.unit];
             mine[k].mean = read.x, mine[k].scale = read.y, mine[k].shift = read.z;
         }
     }
-    out += at.start;
+    const long long start = group * size + piece * length;
+    out += start;
     if (residual)
-        write<true>(chunks, residual + at.start, out, mine, cut);
+        write<true>(chunks, residual + start, out, mine, cut);
     else
         write<false>(chunks, residual, out, mine, cut);
     if (CLUSTER > 1) cooperative_groups::this_cluster().sync();  // the others have read what this block told
@@ -301,13 +355,15 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
 
 template <typename T>
 __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved, float* room,
-                          int channels, int together, long long size, long long length, int pieces, float eps, int relu) {
+                          long long* words, int channels, int together, long long size, long long length, int pieces,
+                          float eps, int relu, int launch, int patience) {
     extern __shared__ __align__(128) unsigned char memory[];
     if (together == 1)
-        norm_part<1>(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu, memory);
+        norm_part<1>(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu,
+                     launch, patience, memory);
     else
-        norm_part<LANES<T>>(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu,
-                            memory);
+        norm_part<LANES<T>>(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps,
+                            relu, launch, patience, memory);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -315,21 +371,27 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
 
 extern "C" __global__ void BLOCKS
     instance_norm_hopper_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, float* saved, float* room, int channels,
-        int together, long long size, long long length, int pieces, float eps, int relu) {
-    norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
+        const float* __restrict__ residual, float* __restrict__ out, float* saved, float* room, long long* words,
+        int channels, int together, long long size, long long length, int pieces, float eps, int relu, int launch,
+        int patience) {
+    norm_part(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu, launch,
+        patience);
 }
 
 extern "C" __global__ void BLOCKS
     instance_norm_hopper_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, float* room, int channels,
-        int together, long long size, long long length, int pieces, float eps, int relu) {
-    norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
+        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, float* room, long long* words,
+        int channels, int together, long long size, long long length, int pieces, float eps, int relu, int launch,
+        int patience) {
+    norm_part(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu, launch,
+        patience);
 }
 
 extern "C" __global__ void BLOCKS
     instance_norm_hopper_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
-        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, float* room, int channels,
-        int together, long long size, long long length, int pieces, float eps, int relu) {
-    norm_part(x, weight, bias, residual, out, saved, room, channels, together, size, length, pieces, eps, relu);
+        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, float* room, long long* words,
+        int channels, int together, long long size, long long length, int pieces, float eps, int relu, int launch,
+        int patience) {
+    norm_part(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu, launch,
+        patience);
 }

@@ -145,12 +145,10 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         for step in ("statistics", "apply"):
             yield f"instance_norm_{step}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
         yield f"instance_norm_nhwc_{dtype}", Plan(grid=lambda n: (2, 3), offsets=(0, 4), cooperative=True, **common)
-        copied = {**common, "numbers": numbers | {"size": 2400, "length": 1024, "together": 8}}
-        copied["lengths"] = common["lengths"] | {"room": 4 * 2 * 8 * (1 + 3)}
-        yield (
-            f"instance_norm_hopper_{dtype}",
-            Plan(grid=lambda n: 6, block=512, shared_bytes=copies.shared_bytes(), cooperative=True, **copied),
-        )
+        copied = {**common, "numbers": numbers | {"size": 2400, "length": 1024, "together": 8}, "start": {"words": 0}}
+        copied["lengths"] = common["lengths"] | {"room": 4 * 2 * 8 * (1 + 3), "words": 2 * 6}
+        block = {"block": copies.COPY_THREADS, "shared_bytes": copies.shared_bytes()}
+        yield f"instance_norm_hopper_{dtype}", Plan(grid=lambda n: 6, **block, **copied)
 
 
 def lessons_of_instance_norm() -> Iterator[tuple[str, Plan]]:

@@ -3,6 +3,7 @@
 //   tell(slot, launch, value)               one thread: put COUNT floats into a slot
 //   hear(slot, launch, patience, value)     wait for them; false where `patience` further looks were in vain
 //   number_after(word), keep_number(word, launch)      of a launch that a CUDA graph repeats
+//   hear_number(word, launch, patience)     wait for the number alone; false as above
 //   sum_block(value, shared)                the sums of COUNT floats over all threads of a block
 //
 // slot       COUNT words of 8 bytes in global memory. A word is a float and the number of the launch that it belongs
@@ -18,7 +19,14 @@ __device__ inline int number_after(const long long* word) {
     return (int)*reinterpret_cast<const volatile long long*>(word) + 1;
 }
 
-__device__ inline void keep_number(long long* word, int launch) { *word = launch; }
+__device__ inline void keep_number(long long* word, int launch) { *reinterpret_cast<volatile long long*>(word) = launch; }
+
+__device__ inline bool hear_number(const long long* word, int launch, int patience) {
+#pragma unroll 1
+    for (int look = 0; look <= patience; look++)
+        if (*reinterpret_cast<const volatile long long*>(word) == launch) return true;
+    return false;
+}
 
 template <int COUNT>
 __device__ void tell(long long* slot, int launch, const float (&value)[COUNT]) {

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 
 from styleforge_lib.ops.elementwise import VECTOR_BYTES, compiled
+from styleforge_lib.ops.exchange import PATIENCE, exchange
 
 # Of a block; bytes that are copied at once; how many of them it holds in shared memory, and how many in registers.
 COPY_THREADS, CHUNK, SLOTS, KEPT = 512, 16 << 10, 12, 4
@@ -94,12 +95,13 @@ def planned(
     module = compiled("instance_norm_hopper", device, arch, **macros(cluster))
     kernel = module.kernel(f"instance_norm_hopper_{str(x.dtype).removeprefix('torch.')}")
     threads, shared = COPY_THREADS, shared_bytes()
-    blocks, words = parts * cut, 4 * parts * together * (1 + cut)
+    blocks, floats = parts * cut, 4 * parts * together * (1 + cut)
     numbers = (channels, together, size, length, cut, eps, int(relu))
 
     def launch(x, weight, bias, residual, out, saved=None) -> None:
-        room = torch.empty(words, dtype=torch.float32, device=device)
-        args = (x, weight, bias, residual, out, saved, room, *numbers)
-        kernel(blocks, threads, args, shared_bytes=shared, cooperative=cut > cluster)
+        room = torch.empty(floats, dtype=torch.float32, device=device)
+        words, number = exchange(2 * blocks, device) if cut > cluster else (None, 0)
+        args = (x, weight, bias, residual, out, saved, room, words, *numbers, number, PATIENCE)
+        kernel(blocks, threads, args, shared_bytes=shared)
 
     return launch

@@ -145,6 +145,61 @@ def test_a_constant_plane_gives_exactly_the_bias(last, dtype, small_chunks):
     assert torch.equal(got, bias.view(1, 16, 1, 1).expand_as(got))
 
 
+def emulated(x, *, last, pieces):
+    """Return (launch(words, number, blocks=None) -> out, numbers of a part) for one kernel, its blocks to be chosen."""
+    laid_x = laid(x, last)
+    together = x.shape[1] if last else 1
+    parts = x.shape[0] * x.shape[1] // together
+    size = x.numel() // parts
+    length = -(-size // (pieces * together * 8)) * together * 8
+    module = compile_cuda("instance_norm_hopper.cu", arch="sm_90a", defines=hopper.macros())
+    kernel = module.kernel(f"instance_norm_hopper_{str(x.dtype).removeprefix('torch.')}")
+
+    def launch(words, number, blocks=None, patience=3):
+        out = torch.full_like(laid_x, torch.nan)
+        room = torch.full((4 * parts * together * (1 + pieces),), torch.nan)
+        numbers = (x.shape[1], together, size, length, pieces, EPS, 0, number, patience)
+        args = (laid_x, None, None, None, out, None, room, words, *numbers)
+        kernel.emulate(parts * pieces, 64, args, shared_bytes=hopper.shared_bytes(), blocks=blocks)
+        return out
+
+    return launch, parts, size, length
+
+
+@each_dtype
+@both_layouts
+def test_a_block_that_is_left_alone_works_out_the_others_numbers(last, dtype, small_chunks):
+    """Nothing promises that blocks run at the same time; each of them alone writes the same bits."""
+    pieces = 3
+    x = (torch.randn(2, 16, 24, 33, generator=torch.Generator().manual_seed(1)) + 3).to(dtype)
+    launch, parts, size, length = emulated(x, last=last, pieces=pieces)
+
+    def run_of(blocks):
+        return launch(torch.zeros(2 * parts * pieces, dtype=torch.int64), 7, blocks).view(parts, size)
+
+    together = run_of(range(parts * pieces))
+    hold(together.view(2, 24, 33, 16).permute(0, 3, 1, 2) if last else together.view(x.shape), x)
+    for block in range(min(6, parts * pieces)):
+        part, begin = block // pieces, block % pieces * length
+        alone = run_of([block])
+        written = slice(begin, begin + length)
+        assert torch.equal(alone[part, written], together[part, written])
+        assert alone.isnan().sum() == x.numel() - len(alone[part, written])
+
+
+@both_layouts
+def test_a_launch_that_a_graph_repeats_counts_itself(last, small_chunks):
+    """The same arguments, number 0 among them: each time the blocks must wait for the others anew."""
+    words = None
+    for seed in range(3):
+        x = torch.randn(1, 16, 24, 33, generator=torch.Generator().manual_seed(seed)) * (1 + seed)
+        launch, parts, _, _ = emulated(x, last=last, pieces=3)
+        words = torch.zeros(2 * parts * 3, dtype=torch.int64) if words is None else words
+        got = launch(words, 0, patience=100)
+        hold(got.permute(0, 3, 1, 2) if last else got, x)
+        assert (words.view(parts, 2, 3)[:, : 2 if last else 1] == seed + 1).all()
+
+
 @both_layouts
 def test_the_same_bits_every_time(last, small_chunks):
     x = torch.randn(1, 16, 50, 64, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,8 @@ from styleforge_lib.ops import instance_norm
 from styleforge_lib.ops.instance_norm import DTYPES, EPS, fused_pytorch, fused_reference
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
-# Held by one block, in pieces, in 127 pieces, by far too large to be held; ragged; many small planes.
+# Held by one block, in pieces, in 127 pieces, by far too large to be held; ragged; many small planes; such as fill a
+# block of the copy engine's kernel, whole and by halves.
 SHAPES = (
     (8, 128, 128, 128),
     (1, 32, 512, 512),
@@ -26,6 +27,8 @@ SHAPES = (
     (1, 2, 2500, 2501),
     (2, 5, 333, 517),
     (16, 512, 7, 9),
+    (1, 128, 256, 256),
+    (1, 64, 512, 512),
 )
 TINY = ((2, 8, 9, 7), (1, 3, 17, 31))
 NAMES = ("out", "dx", "dweight", "dbias", "dresidual")
@@ -69,9 +72,9 @@ def compare(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_for
     return wrong
 
 
-def replayed() -> list[str]:
+def replayed(layout: torch.memory_format) -> list[str]:
     """Return what is wrong with a captured graph, replayed on other data."""
-    x = torch.randn(1, 8, 512, 512, device="cuda")
+    x = torch.randn(1, 8, 512, 512, device="cuda").to(memory_format=layout)
     instance_norm(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -84,10 +87,10 @@ def replayed() -> list[str]:
     return []
 
 
-def beside_each_other() -> list[str]:
+def beside_each_other(layout: torch.memory_format) -> list[str]:
     """Return what is wrong with launches on four streams at once, each with planes of half the card's blocks."""
     streams = [torch.cuda.Stream() for _ in range(4)]
-    inputs = [torch.randn(1, 4, 1024, 2048, device="cuda") for _ in streams]
+    inputs = [torch.randn(1, 8, 1024, 1024, device="cuda").to(memory_format=layout) for _ in streams]
     alone = [instance_norm(x) for x in inputs]
     torch.cuda.synchronize()
     found = []
@@ -123,8 +126,10 @@ def main() -> int:
                 words = f"{'x'.join(map(str, shape))} {dtype} {layout}".replace("torch.", "")
                 tell(words, compare(shape, dtype, layout, "cpu" if dry else "cuda"))
     if not dry:
-        tell("a graph, replayed on other data", replayed())
-        tell("four streams at once", beside_each_other())
+        for layout in (torch.contiguous_format, torch.channels_last):
+            words = str(layout).removeprefix("torch.")
+            tell(f"a graph, replayed on other data, {words}", replayed(layout))
+            tell(f"four streams at once, {words}", beside_each_other(layout))
     print("all right" if not faults else f"{faults} checks failed")
     return 1 if faults else 0
 

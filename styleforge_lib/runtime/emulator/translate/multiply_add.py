@@ -34,15 +34,17 @@ _LOOP = 8192  # elements of one inner loop of NumPy: its own buffers are as long
 _MOST_PAIRS = 32
 
 
-class Underflow:
-    """Whether the last conversion to float32 gave an inexact subnormal; NumPy calls `note` (see `schedule`)."""
+class _Underflow(threading.local):
+    """Whether the thread's last conversion to float32 gave an inexact subnormal; NumPy calls `note` (`batches`)."""
 
     seen = False
 
-    @classmethod
-    def note(cls, _kind: str, _flag: int) -> None:
+    def note(self, _kind: str, _flag: int) -> None:
         """NumPy's error callback."""
-        cls.seen = True
+        self.seen = True
+
+
+Underflow = _Underflow()
 
 
 # --- the complex product ----------------------------------------------------------------------------------------------

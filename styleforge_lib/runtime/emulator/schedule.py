@@ -74,6 +74,7 @@ class Batch:
         self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
+        self.kept_matrices: dict[tuple, list] = {}  # see `translate.matrix_sums`
         memory, warps, system = self.memory, self.warps, self.system
         # What translated code calls.
         self.arrive = self.barriers.arrive

@@ -48,16 +48,17 @@ def quiet():
         yield
 
 
+@pytest.mark.parametrize("kept", [None, ()])
 @pytest.mark.parametrize("runs", [0, 1, 2, 6, 96])
-@pytest.mark.parametrize("sums", [2, 3, 7, 8])
+@pytest.mark.parametrize("sums", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("depth", [2, 9, 31])
-def test_the_same_bits(sums, depth, runs):
+def test_the_same_bits(sums, depth, runs, kept):
     rng = np.random.default_rng(sums * depth)
     addends = [values(rng, shape) for shape in (FULL, (), BY_THREAD, BY_BLOCK)][: min(4, sums)]
     addends += [values(rng, FULL) for _ in range(sums - len(addends))]
     factors = [values(rng, FULL if k % 3 else BY_THREAD) for k in range(depth)]
-    table = weights(rng, sums, depth, runs)
-    assert_same(matrix_sums.sums_together(addends, factors, table), one_by_one(addends, factors, table))
+    table, kept = weights(rng, sums, depth, runs), kept if kept is None else list(kept)
+    assert_same(matrix_sums.sums_together(addends, factors, table, kept), one_by_one(addends, factors, table))
 
 
 def test_of_lanes_in_a_row():
@@ -65,7 +66,7 @@ def test_of_lanes_in_a_row():
     rng = np.random.default_rng(1)
     addends, factors = [values(rng, 5001) for _ in range(4)], [values(rng, 5001) for _ in range(5)]
     table = weights(rng, 4, 5, 0)
-    assert_same(matrix_sums.sums_together(addends, factors, table), one_by_one(addends, factors, table))
+    assert_same(matrix_sums.sums_together(addends, factors, table, None), one_by_one(addends, factors, table))
 
 
 HOSTILE = {
@@ -89,43 +90,53 @@ def test_numbers_that_a_matrix_product_gets_wrong(what, where):
         factors = [np.full(FULL, value, np.float32)] * 4
     else:
         table[3][1] = np.full(BY_BLOCK, value, np.float32)
-    assert_same(matrix_sums.sums_together(addends, factors, table), one_by_one(addends, factors, table))
+    assert_same(matrix_sums.sums_together(addends, factors, table, None), one_by_one(addends, factors, table))
 
 
 def test_a_negative_zero_from_a_product_that_is_too_small():
     addends, factors = [np.zeros(FULL, np.float32)] * 2, [np.full(FULL, 1e-30, np.float32)] * 2
     table = [[np.float32(-1e-30)] * 2, [np.float32(1e-30)] * 2]
-    found = matrix_sums.sums_together(addends, factors, table)
+    found = matrix_sums.sums_together(addends, factors, table, None)
     assert np.signbit(found[0]).all()
     assert not np.signbit(found[1]).any()
 
 
 def test_a_library_that_adds_in_another_order_is_not_used(monkeypatch):
     product = np.matmul
-
-    def reversed_product(a, b, out):
-        out[...] = product(a[:, ::-1].copy(), b[:, ::-1].copy())
-        return out
-
-    monkeypatch.setattr(matrix_sums.np, "matmul", reversed_product)
-    assert not matrix_sums._agrees(2, 9, 64)
+    monkeypatch.setattr(matrix_sums.np, "matmul", lambda a, b: product(a[:, :, ::-1].copy(), b[:, ::-1].copy()))
+    assert not matrix_sums._agrees.__wrapped__(2, 2, 9, 64)
 
 
 def test_one_wrong_element_is_seen(monkeypatch):
     product = np.matmul
 
-    def careless(a, b, out):
-        product(a, b, out=out)
+    def careless(a, b):
+        out = product(a, b)
         out[-1, -1, -1] = np.nextafter(out[-1, -1, -1], np.float32(9))
         return out
 
     monkeypatch.setattr(matrix_sums.np, "matmul", careless)
-    assert not matrix_sums._agrees(2, 3, 64)
+    assert not matrix_sums._agrees.__wrapped__(2, 2, 3, 64)
 
 
 def test_products_that_the_library_would_share_among_threads_are_not_asked_for():
-    assert not matrix_sums._agrees(8, 9, 1 << 14)
-    assert all(8 * 17 * (stop - start) <= 1 << 17 for start, stop in matrix_sums._spans(0, 1 << 20, 9))
+    assert not matrix_sums._agrees(8, 8, 9, 1 << 14)
+    for unit in (8, 32, 64, 1024, 4096):
+        if (sizes := matrix_sums._sizes(8, 9, 512, 4096, unit)) is not None:
+            columns = unit * sizes.height if sizes.gathered else unit
+            assert sizes.rows * (sizes.sums + 9) * columns <= 1 << 17
+
+
+def test_matrices_are_kept_for_the_same_factors_alone():
+    rng = np.random.default_rng(5)
+    kept = []
+    factors = tuple(values(rng, FULL) for _ in range(9))
+    for turn in range(4):
+        if turn == 2:
+            factors = (*factors[:4], values(rng, FULL), *factors[5:])
+        addends, table = [values(rng, FULL) for _ in range(3)], weights(rng, 3, 9, 6)
+        found = matrix_sums.sums_together(addends, factors, table, kept)
+        assert_same(found, one_by_one(addends, factors, table))
 
 
 KERNEL = """extern "C" __global__ void k(const float* x, const float* w, float* y, int n) {
@@ -166,4 +177,4 @@ def test_in_a_kernel(read, threads, monkeypatch):
     assert np.array_equal(*results)
     assert used  # the kernel has such sums
     assert used[-1] is None
-    assert used[0] is not None or not matrix_sums._sums_at_once(2, 5, 32)
+    assert used[0] is not None or not matrix_sums._agrees(2, 2, 5, 2048)

@@ -23,8 +23,8 @@ Contents: `SharedSums` and `shared_sums` (which instructions of a block are such
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,13 +35,14 @@ from .multiply_add import RunningSum, fma32
 
 _F4, _U4, _I4 = np.dtype(np.float32), np.dtype(np.uint32), np.dtype(np.int32)
 _WORTH_LANES = 2048  # fewer gain nothing
-_LEAST_COLUMNS = 16  # lanes side by side that share their weights
+_WORTH_ONE = 8  # products of a sum that shares its factors with no other
+_LEAST_COLUMNS = 16  # of a matrix
+_LEAST_UNIT = 16  # blocks side by side that share their weights, for factors that are laid out anew each time
 _ONE_THREAD = 1 << 17  # multiplications of a matrix product that the library does not share among threads
-_AT_ONCE = (8, 4, 3, 2)  # sums; a matrix of one row is a vector, and other loops
-_WIDE = 128  # lanes side by side that are enough
+_ROWS = (8, 4, 3, 2)  # of a matrix product: one is a vector, and other loops
+_WIDE = 64  # lanes side by side that are worth a matrix product of their own
 _LANES_AT_ONCE = 16384
-_PITCH = 16  # elements between rows, that they do not fall on the same places of the cache
-_MOST_AT_ONCE = _AT_ONCE[0]
+_PITCH = 16  # elements
 _SMALL = np.float32(2.0**-50)  # products of larger numbers are whole multiples of the least float32
 _NEGATIVE_ZERO = -(2**31)
 # Where values come from that each thread has for itself.
@@ -79,7 +80,10 @@ class SharedSums:
         self.left -= 1
         if not self.left:
             rows = ", ".join(f"({', '.join(row)},)" for row in self.weights)
-            found = e.new(f"sums_together(({', '.join(self.addends)},), ({', '.join(self.factors)},), ({rows},))")
+            before = set(e.inputs.values()) >= set(self.factors)  # the next turn of a loop may bring them again
+            kept = f"m.kept_matrices.setdefault({(e.block.index, e.count)}, [])" if before else None
+            values = (f"({', '.join(names)},)" for names in (self.addends, self.factors, [rows]))
+            found = e.new(f"sums_together({', '.join(values)}, {kept})")
             for number, target in enumerate(self.targets):
                 e.set_expression(target, f"{found}[{number}]", "f32")
 
@@ -108,7 +112,7 @@ def shared_sums(block: Block, chains: dict[int, tuple[int, int]], varying: froze
                 alike.setdefault(key, []).append(chain)
         for group in alike.values():
             group = _undisturbed(block, group)
-            if len(group) > 1:
+            if len(group) > 1 or (group and len(group[0]) >= _WORTH_ONE):
                 sums = SharedSums(common, group)
                 found.update(dict.fromkeys(sums.row_of, sums))
     return found
@@ -180,9 +184,12 @@ def _undisturbed(block: Block, group: list[list[Instruction]]) -> list[list[Inst
 
 
 @helper
-def sums_together(addends, factors, weights):
-    """Return addends[i] + factors[0] * weights[i][0] + factors[1] * weights[i][1] + ..., added as `fma32` adds."""
-    found = _by_matrices(addends, factors, weights)
+def sums_together(addends, factors, weights, kept):
+    """Return addends[i] + factors[0] * weights[i][0] + factors[1] * weights[i][1] + ..., added as `fma32` adds.
+
+    `kept` is a list of the caller's that remembers matrices of factors that come again, or None.
+    """
+    found = _by_matrices(addends, factors, weights, kept)
     if found is not None:
         return found
     sums = [RunningSum(addend, len(factors)) for addend in addends]
@@ -192,110 +199,178 @@ def sums_together(addends, factors, weights):
     return [one.total(factors[-1], row[-1]) for one, row in zip(sums, weights, strict=True)]
 
 
-def _by_matrices(addends, factors, weights):
+def _by_matrices(addends, factors, weights, kept):
     """Return the sums, or None where matrix products do not bring them, or not with certainty."""
-    shape = np.broadcast_shapes(*(np.shape(value) for value in (*factors, *addends)))
-    lanes = math.prod(shape)
-    if lanes < _WORTH_LANES:
+    shape = _shape((*addends, *factors))
+    if shape is None or math.prod(shape) < _WORTH_LANES:
         return None
     table = _table(weights, shape)
-    if table is None:
+    if table is None or any(np.min(value.view(_I4)) == _NEGATIVE_ZERO for value in addends):
         return None
-    depth, columns = len(factors), shape[-1]
-    edges = _edges(table)
-    tall = lanes // columns
-    if len(edges) == 2:
-        edges[1] = columns
-        if columns < _WIDE:  # all lanes share their weights: then they may be one row
-            tall, edges[1] = 1, lanes
-    spans = [span for start, stop in itertools.pairwise(edges) for span in _spans(start, stop, depth)]
-    at_once = min(_sums_at_once(len(addends), depth, stop - start) for start, stop in spans)
-    if not at_once:
+    unit = _unit(table, shape[1])
+    if unit < _LEAST_UNIT and kept is None:
         return None
-    out = np.empty((len(addends), tall, lanes // tall), _F4)
-    rows = [[_rows(value, shape, tall) for value in values] for values in (addends, factors)]
-    sound, zeros = _multiply(*rows, _matrices(table, spans, at_once), at_once, out)
-    if not sound or (zeros and any(_has_small(value) for value in (*factors, table))):
+    sizes = _sizes(len(addends), len(factors), *shape, unit)
+    if sizes is None:
         return None
-    return list(out.reshape(-1, *shape))
+    out = np.empty((len(addends), *shape), _F4)
+    sound, zeros = _multiply(addends, factors, table, unit, sizes, kept, out)
+    if not sound or (zeros and (_has_small(table) or _have_small(factors, kept))):
+        return None
+    return list(out)
 
 
-def _table(weights, shape: tuple[int, ...]) -> np.ndarray | None:
+def _shape(values) -> tuple[int, int] | None:
+    """Return the shape of what is made of some values; None unless it has two axes. NumPy takes longer to tell."""
+    tall = wide = 0
+    for value in values:
+        shape = value.shape
+        if len(shape) == 2:
+            tall, wide = max(tall, shape[0]), max(wide, shape[1])
+        elif shape:
+            return None
+    return (tall, wide) if tall else None
+
+
+def _table(weights, shape: tuple[int, int]) -> np.ndarray | None:
     """Return weights as (sums, products, blocks), (sums, products, 1) if they are constants; None if threads differ."""
     flat = [weight for row in weights for weight in row]
-    if not any(isinstance(weight, np.ndarray) for weight in flat):
+    row, shapes = (1, shape[1]), {weight.shape for weight in flat}
+    if shapes == {()}:
         return np.array(flat, _F4).reshape(len(weights), -1, 1)
-    if len(shape) != 2 or any(np.shape(weight) not in ((), (1, 1), (1, shape[1])) for weight in flat):
+    if not shapes <= {(), (1, 1), row}:
         return None
-    row = (1, shape[1])
-    found = [weight if np.shape(weight) == row else np.full(row, weight, _F4) for weight in flat]
-    return np.concatenate(found).reshape(len(weights), -1, shape[1])
+    if len(shapes) > 1:
+        flat = [np.full(row, weight, _F4) if weight.shape != row else weight for weight in flat]
+    return np.concatenate(flat).reshape(len(weights), -1, flat[0].shape[1])
 
 
-def _rows(value, shape: tuple[int, ...], tall: int) -> np.ndarray:
-    """Return a value of each lane, in as many rows."""
-    return (value if np.shape(value) == shape else np.broadcast_to(value, shape)).reshape(tall, -1)
+def _unit(table: np.ndarray, columns: int) -> int:
+    """Return into how many blocks at a time the lanes can be cut, so that those of each piece share their weights."""
+    bits = table.view(_U4)
+    changes = np.flatnonzero((bits[:, :, 1:] != bits[:, :, :-1]).any(axis=(0, 1))) + 1
+    return math.gcd(columns, *changes.tolist())
 
 
-def _matrices(table: np.ndarray, spans: list[tuple[int, int]], at_once: int) -> list[tuple[int, list]]:
-    """Return (number of the first sum, [(columns, matrix)]) for each few sums; some may be made twice."""
-    found = []
-    for first in range(0, len(table), at_once):
-        first = min(first, len(table) - at_once)
-        matrices = []
-        for start, stop in spans:
-            matrix = np.eye(at_once, at_once + table.shape[1], dtype=_F4)
-            matrix[:, at_once:] = table[first : first + at_once, :, start if table.shape[2] > start else 0]
-            matrices.append((slice(start, stop), matrix))
-        found.append((first, matrices))
-    return found
+class _Sizes(NamedTuple):
+    """How the lanes are laid out for matrix products.
 
-
-def _multiply(addends, factors, matrices, at_once: int, out: np.ndarray) -> tuple[bool, bool]:
-    """Put the sums into `out`, (sums, rows, columns); so many lanes at a time that they stay in the cache.
-
-    Returns whether all is finite and no addend -0, and whether a sum is zero.
+    rows: of a product (one is a vector, and other loops). sums: how many of them are sums. height: rows of lanes at a
+    time. gathered: whether the lanes that share their weights are brought together, or lie side by side as they are.
     """
-    _, tall, wide = out.shape
-    height = max(1, _LANES_AT_ONCE // wide)
-    room = np.empty((at_once + len(factors), height * wide + _PITCH), _F4)[:, : height * wide]
-    room = room.reshape(-1, height, wide)
-    zeros = False
-    for top in range(0, tall, height):
-        part = slice(top, top + height)
-        operands = room[:, : min(height, tall - top)]
-        for place, factor in enumerate(factors, start=at_once):
-            np.copyto(operands[place], factor[part])
-        for first, spans in matrices:
-            for place in range(at_once):
-                np.copyto(operands[place], addends[first + place][part])
-            if operands[:at_once].view(_I4).min() == _NEGATIVE_ZERO:
-                return False, zeros
-            results = out[first : first + at_once, part]
-            for columns, matrix in spans:
-                np.matmul(
-                    matrix, operands[:, :, columns].transpose(1, 0, 2), out=results[:, :, columns].transpose(1, 0, 2)
-                )
-            for sums in results:
-                sums = sums.reshape(-1)
-                if not np.isfinite(np.dot(sums, sums)):
+
+    rows: int
+    sums: int
+    height: int
+    gathered: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def _sizes(sums: int, depth: int, tall: int, columns: int, unit: int) -> _Sizes | None:
+    """Return sizes of matrix products that give the right bits; None if there are none."""
+    gathered = unit < _WIDE
+    for rows in _ROWS:
+        taken = min(rows, sums)
+        if rows > max(sums, 2):
+            continue
+        most = max(1, _LANES_AT_ONCE // columns)
+        if gathered:
+            most = min(most, _ONE_THREAD // (rows * (taken + depth) * unit))
+        height = tall if most >= tall else 1 << max(0, most.bit_length() - 1)
+        width = height * unit if gathered else unit
+        if width >= _LEAST_COLUMNS and _agrees(rows, taken, depth, width):
+            return _Sizes(rows, taken, height, gathered)
+    return None
+
+
+def _multiply(addends, factors, table, unit: int, sizes: _Sizes, kept, out: np.ndarray) -> tuple[bool, bool]:
+    """Put the sums into `out`, (sums, rows of lanes, columns): so many lanes at a time that they stay in the cache.
+
+    Returns whether all sums are finite, and whether one is zero.
+    """
+    pieces, height, zeros = out.shape[2] // unit, sizes.height, False
+    firsts = [min(first, len(out) - sizes.sums) for first in range(0, len(out), sizes.sums)]  # some are made twice
+    matrices = [_matrix(table[first : first + sizes.sums], pieces, unit, sizes) for first in firsts]
+    rooms = _kept(kept, (unit, sizes), factors) if kept is not None else []
+    for number, top in enumerate(range(0, out.shape[1], height)):
+        top = min(top, out.shape[1] - height)
+        if kept is None and number:  # one room serves all
+            rooms.append(rooms[0])
+        if kept is None or number == len(rooms):
+            if number == len(rooms):
+                rooms.append(_room(sizes.sums + len(factors), height, pieces, unit, sizes.gathered))
+            for place, factor in enumerate(factors, start=sizes.sums):
+                np.copyto(rooms[number][0][place], _in_pieces(factor, top, height, unit))
+        slots, operands = rooms[number]
+        for first, matrix in zip(firsts, matrices, strict=True):
+            for place in range(sizes.sums):
+                np.copyto(slots[place], _in_pieces(addends[first + place], top, height, unit))
+            target = out[first : first + sizes.sums, top : top + height]
+            _put(matrix, operands, sizes, target.reshape(sizes.sums, height, pieces, unit))
+            for row in target:
+                flat = row.reshape(-1)
+                if not np.isfinite(np.dot(flat, flat)):
                     return False, zeros
-                zeros = zeros or not sums.view(_U4).min()
+                zeros = zeros or not flat.view(_U4).min()
     return True, zeros
 
 
-def _edges(table: np.ndarray) -> list[int]:
-    """Return where blocks with weights of their own begin, and the end."""
-    bits = table.view(_U4)
-    changes = (bits[:, :, 1:] != bits[:, :, :-1]).any(axis=(0, 1))
-    return [0, *(np.flatnonzero(changes) + 1).tolist(), table.shape[2]]
+def _put(matrix: np.ndarray, operands: np.ndarray, sizes: _Sizes, target: np.ndarray) -> None:
+    """Put a matrix product into its sums' lanes, (sums, rows of lanes, pieces, unit)."""
+    if not sizes.gathered and sizes.rows == sizes.sums:
+        np.matmul(matrix, operands, out=target.transpose(1, 2, 0, 3))
+        return
+    found = np.matmul(matrix, operands)
+    if sizes.gathered:
+        pieces, height, unit = target.shape[2], target.shape[1], target.shape[3]
+        target[...] = found[:, : sizes.sums].reshape(pieces, -1, height, unit).transpose(1, 2, 0, 3)
+    else:
+        target[...] = found[:, :, : sizes.sums].transpose(2, 0, 1, 3)
 
 
-def _spans(start: int, stop: int, depth: int) -> list[tuple[int, int]]:
-    """Cut columns into pieces of one size, of which there are few; the last one may overlap the one before."""
-    size = min(stop - start, _ONE_THREAD // (_MOST_AT_ONCE * (_MOST_AT_ONCE + depth)))
-    size = 1 << (size.bit_length() - 1)
-    return [(min(first, stop - size), min(first, stop - size) + size) for first in range(start, stop, size)]
+def _kept(kept: list, key: tuple, factors: tuple) -> list:
+    """Return the rooms of a call, third in `kept`: those of an earlier call, where it had the same factors."""
+    if not (kept and kept[0] == key and all(one is other for one, other in zip(kept[1], factors, strict=True))):
+        kept[:] = [key, factors, [], None]
+    return kept[2]
+
+
+def _room(rows: int, height: int, pieces: int, unit: int, gathered: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return room for operands, twice: (rows, height, pieces, unit) to be filled, and as the matrices that it holds.
+
+    The rows of a matrix are so far apart that they do not fall on the same places of the cache.
+    """
+    if gathered:
+        matrices = np.empty((pieces, rows, height * unit + _PITCH), _F4)[:, :, : height * unit]
+        return matrices.reshape(pieces, rows, height, unit).transpose(1, 2, 0, 3), matrices
+    slots = np.empty((rows, height * pieces * unit + _PITCH), _F4)[:, :-_PITCH].reshape(rows, height, pieces, unit)
+    return slots, slots.transpose(1, 2, 0, 3)
+
+
+def _in_pieces(value, top: int, height: int, unit: int):
+    """Return some rows of a value's lanes, (height, pieces, unit), or what broadcasts to that."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.shape[0] > 1:
+        value = value[top : top + height]
+    return value[:, :, None] if value.shape[1] == 1 else value.reshape(len(value), -1, unit)
+
+
+def _matrix(table: np.ndarray, pieces: int, unit: int, sizes: _Sizes) -> np.ndarray:
+    """Return the matrices of ones and weights by which each piece is multiplied; rows that are no sum are zero."""
+    matrix = np.zeros((pieces, sizes.rows, sizes.sums + table.shape[1]), _F4)
+    matrix[:, range(sizes.sums), range(sizes.sums)] = 1
+    matrix[:, : sizes.sums, sizes.sums :] = table[:, :, ::unit].transpose(2, 0, 1)
+    return matrix
+
+
+def _have_small(factors, kept: list | None) -> bool:
+    """Whether a factor is not zero, but so small that a product with it may be too small for a float32."""
+    if kept is None:
+        return any(_has_small(value) for value in factors)
+    if kept[3] is None:
+        kept[3] = any(_has_small(value) for value in factors)
+    return kept[3]
 
 
 def _has_small(value) -> bool:
@@ -307,30 +382,23 @@ def _has_small(value) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sums_at_once(sums: int, depth: int, columns: int) -> int:
-    """Return how many sums a matrix product may have, at most; 0: none will do."""
-    if columns < _LEAST_COLUMNS:
-        return 0
-    return next((count for count in _AT_ONCE if count <= sums and _agrees(count, depth, columns)), 0)
-
-
-def _agrees(sums: int, depth: int, columns: int) -> bool:
+def _agrees(rows: int, sums: int, depth: int, columns: int) -> bool:
     """Whether matrix products of these sizes give the bits that `fma32` gives, in every element of three of them."""
-    if sums * (sums + depth) * columns > _ONE_THREAD:
+    if rows * (sums + depth) * columns > _ONE_THREAD:
         return False
     rng = np.random.default_rng(0)
-    operands = rng.standard_normal((sums + depth, 3, columns)).astype(_F4)
-    operands[:, 1] *= np.exp2(rng.integers(-40, 40, (sums + depth, columns))).astype(_F4)
-    operands[:, 2] *= np.exp2(rng.integers(-80, -60, (sums + depth, columns))).astype(_F4)  # products may be subnormal
-    matrix = np.eye(sums, sums + depth, dtype=_F4)
-    matrix[:, sums:] = rng.standard_normal((sums, depth))
-    matrix[1, sums:] *= _F4.type(2.0**-70)
-    found = np.empty((sums, 3, columns), _F4)
-    np.matmul(matrix, operands.transpose(1, 0, 2), out=found.transpose(1, 0, 2))
-    for row in range(sums):
-        total = operands[row]
-        for number in range(sums, sums + depth):
-            total = fma32(matrix[row : row + 1, number : number + 1], operands[number], total)
-        if (found[row] != total).any():
-            return False
+    _, operands = _room(sums + depth, 1, 3, columns, True)
+    operands[...] = rng.standard_normal(operands.shape)
+    operands[1] *= np.exp2(rng.integers(-40, 40, operands[1].shape)).astype(_F4)
+    operands[2] *= np.exp2(rng.integers(-80, -60, operands[2].shape)).astype(_F4)  # products may be subnormal
+    table = rng.standard_normal((sums, depth, 3)).astype(_F4)
+    table[-1] *= _F4.type(2.0**-70)
+    found = np.matmul(_matrix(table, 3, 1, _Sizes(rows, sums, 1, True)), operands)
+    for piece in range(3):
+        for row in range(sums):
+            total = operands[piece, row : row + 1]
+            for number in range(depth):
+                total = fma32(table[row : row + 1, number, piece, None], operands[piece, sums + number, None], total)
+            if (found[piece, row] != total).any():
+                return False
     return True

@@ -29,8 +29,8 @@ from .translate.multiply_add import Underflow, forget_operands
 VARIABLE = "STYLEFORGE_EMULATOR_THREADS"
 MOST_THREADS = 2  # more wait for the interpreter
 LEAST_LANES = 16384  # of a batch that is to gain from another beside it
-_STORES = ("st",)
-_LOADS = ("ld", "ldu", "cp")
+_STORES = ("st", "wmma.store")
+_LOADS = ("ld", "ldu", "cp", "wmma.load")
 _TALKING = frozenset(("membar", "fence", "call", "multimem"))  # printf and assert are calls
 _ORDERED = frozenset(("volatile", "relaxed", "acquire", "release", "mmio", "async"))
 _OF_A_BLOCK = frozenset(("shared", "shared_cta", "local", "param"))

@@ -57,11 +57,13 @@ def written_arrays(plan, launch) -> set[int]:
 
 
 def origins_of(body: list, opcodes: tuple[str, ...]) -> set[str]:
-    """Return the parameters and variables that the addresses of some instructions may be computed from."""
+    """Return the parameters and variables that the addresses of some instructions, by how they begin, may come from."""
     origins = _origins(body)
     names: set[str] = set()
     for item in body:
-        if isinstance(item, Instruction) and item.opcode in opcodes and not _ELSEWHERE & set(item.modifiers):
+        if not isinstance(item, Instruction) or _ELSEWHERE & set(item.modifiers):
+            continue
+        if item.opcode in opcodes or ".".join((item.opcode, *item.modifiers[:1])) in opcodes:
             for operand in item.operands:
                 if isinstance(operand, Mem):
                     names |= _of_base(operand.base, origins)

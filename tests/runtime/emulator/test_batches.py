@@ -137,6 +137,21 @@ def test_an_array_that_is_read_and_written_through_two_pointers(program, taken):
     assert len({thread for thread, _ in taken}) == 2
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_matrices_in_global_memory_are_read_and_written(taken, same):
+    text = """#include <mma.h>
+    using namespace nvcuda;
+    extern "C" __global__ void k(const float* x, float* y) { int w = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+      wmma::fragment<wmma::accumulator, 16, 16, 16, float> f; wmma::load_matrix_sync(f, x + w * 256, 16, wmma::mem_row_major);
+      wmma::store_matrix_sync(y + w * 256, f, 16, wmma::mem_row_major); }"""
+    memory = x(2 * LANES // 32 * 256)
+    wanted = memory[: LANES // 32 * 256].copy()
+    there = memory[: wanted.size] if same else memory[wanted.size :]
+    Program(compile_ptx(text)).launch("k", (BLOCKS,), (THREADS,), (memory[: wanted.size], there), threads=2)
+    assert np.array_equal(there, wanted)
+    assert len({thread for thread, _ in taken}) == (1 if same else 2)
+
+
 def test_atomics_in_shared_memory_are_a_block_s_own(program, taken):
     assert (
         launch(program, "in_a_block", threads=2).view(np.float32).reshape(BLOCKS, -1) == THREADS + x()[:THREADS]

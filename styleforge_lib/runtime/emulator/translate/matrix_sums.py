@@ -2,7 +2,7 @@
 
 A convolution whose threads make some outputs of one pixel each adds v0 * w00 + v1 * w01 + ... to one sum, v0 * w10 + v1
 * w11 + ... to the next: the factors v are the thread's own, the weights w the same in a whole block. With the addends
-for further factors that is one matrix product:
+for further factors that is one matrix product for as many blocks as have the same weights:
 
     (sums, lanes) = (1 and weights) (addends and factors, lanes)
 
@@ -17,7 +17,12 @@ What the probe cannot promise is left to `RunningSum`: results that are not fini
 addend would spread an infinity), addends of -0 (0 + 1 * -0 is +0), and results of zero where a product may have been
 too small for a float32 (the library adds what it has found to 0, which makes +0 of -0).
 
-Contents: `SharedSums` and `shared_sums` (which instructions of a block are such sums), `sums_together` (the sums).
+Blocks that share their weights lie side by side; where they are many, each row of their lanes is a matrix product where
+it lies. Few of them are brought together first, which pays for a loop's own factors that come again at each turn: then
+the matrix is kept.
+
+Contents: `SharedSums` and `shared_sums` (which instructions of a block are such sums), `varying_registers` (which
+factors are no weights), `sums_together` (the sums), and the probe.
 """
 
 from __future__ import annotations
@@ -60,7 +65,6 @@ class SharedSums:
         self.common = common  # which operand all sums share
         self.row_of = {id(item): row for row, chain in enumerate(chains) for item in chain}
         self.left = len(self.row_of)
-        self.length = len(chains[0])
         self.addends: list[str | None] = [None] * len(chains)
         self.targets: list[Reg | None] = [None] * len(chains)
         self.factors: list[str] = []

@@ -11,6 +11,7 @@ from conftest import compile_ptx
 from styleforge_lib.runtime.emulator import EmulatorFault, Program, Trace, batches, schedule
 from styleforge_lib.runtime.emulator.translate.multiply_add import Underflow
 
+GAINS = batches._gains
 THREADS, BLOCKS = 256, 256
 LANES = THREADS * BLOCKS
 KERNELS = """
@@ -42,6 +43,11 @@ extern "C" __global__ void in_a_block(const float* x, float* y) { __shared__ flo
 @pytest.fixture(scope="module")
 def program():
     return Program(compile_ptx(KERNELS))
+
+
+@pytest.fixture(autouse=True)
+def _every_kernel_gains(monkeypatch):
+    monkeypatch.setattr(batches, "_gains", lambda body: True)
 
 
 @pytest.fixture
@@ -214,3 +220,11 @@ def test_what_another_thread_meets_is_raised(program, monkeypatch):
     monkeypatch.setattr(schedule.Batch, "run", failing)
     with pytest.raises(NotImplementedError, match="in the second batch"):
         launch(program, "apart", np.int32(2), threads=2)
+
+
+def test_a_kernel_without_matrix_instructions_is_left_to_one_thread(program, taken, monkeypatch):
+    """Its array operations are too short for two threads to gain, and it is not cut for them."""
+    monkeypatch.setattr(batches, "_gains", GAINS)
+    fresh = Program(program.ptx)
+    launch(fresh, "apart", np.int32(2), threads=2)
+    assert [size for _, size in taken] == [BLOCKS]

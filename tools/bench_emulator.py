@@ -4,11 +4,13 @@
 
 The kernels are those of bench_emulator.cu. Columns: lanes in a launch, milliseconds of translation, milliseconds of a
 launch by the processor's clock (all threads together) and by the wall's, million warp instructions and GFLOP (two for
-a fused multiply-add) per second of processor time, and how many times longer a launch takes with metrics, and with
-metrics and races, on all blocks. Each time is the least of the repeats, and speeds come from the processor's, so that
-others' work on the machine changes less. It changes something, as caches are shared: each row also says how long NumPy
-took for a fixed piece of work at that time (see `yardstick`), and how many processes wanted to run. Warp instructions
-are PTX-level.
+a fused multiply-add) per second, how many times longer a launch takes with metrics, and with metrics and races, on all
+blocks, and in how many threads it ran. Each time is the least of the repeats. Speeds come from the processor's time
+where one thread ran, so that others' work on the machine changes less, and from the wall's where several did; with
+metrics or races there is one thread, and their times are compared by the processor's. A row without a number of threads
+(before there were several) is of one. Others' work changes something all the same, as caches and processors are shared:
+each row also says how long NumPy took for a fixed piece of work at that time (see `yardstick`), and how many processes
+wanted to run. Warp instructions are PTX-level.
 """
 
 from __future__ import annotations
@@ -123,6 +125,8 @@ def measure(name: str, case: Case, repeat: int) -> dict[str, object]:
     launch(counting)
     instructions = sum(line.instructions for line in counting.lines().values())
     cpu, wall = best(repeat, launch)
+    threads = fresh.threads_used
+    seconds = cpu if threads == 1 else wall
     metrics, _ = best(repeat // 2, lambda: launch(Trace(races=False)))
     races, _ = best(repeat // 2, lambda: launch(Trace()))
     return {
@@ -132,12 +136,13 @@ def measure(name: str, case: Case, repeat: int) -> dict[str, object]:
         "cpu_ms": round(1e3 * cpu, 3),
         "wall_ms": round(1e3 * wall, 3),
         "warp_instructions": instructions,
-        "mega_warp_instructions_per_s": round(instructions / cpu / 1e6, 2),
-        "gflop_per_s": round(case.operations / cpu / 1e9, 3),
+        "mega_warp_instructions_per_s": round(instructions / seconds / 1e6, 2),
+        "gflop_per_s": round(case.operations / seconds / 1e9, 3),
         "times_with_metrics": round(metrics / cpu, 2),
         "times_with_races": round(races / cpu, 2),
         "yardstick_us": round(yardstick(), 1),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
+        "threads": threads,
     }
 
 
@@ -148,7 +153,18 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     options = parser.parse_args()
-    heads = ("lanes", "transl. ms", "CPU ms", "wall ms", "Mwarp/s", "GFLOP/s", "metrics", "races", "yardstick")
+    heads = (
+        "lanes",
+        "transl. ms",
+        "CPU ms",
+        "wall ms",
+        "Mwarp/s",
+        "GFLOP/s",
+        "metrics",
+        "races",
+        "yardstick",
+        "threads",
+    )
     print(f"{'kernel':36s}" + "".join(f"{head:>11s}" for head in heads))
     rows = []
     for name, case in cases().items():
@@ -160,7 +176,7 @@ def main() -> None:
         print(
             f"{name:36s}{row['lanes']:11d}{row['translation_ms']:11.1f}{row['cpu_ms']:11.2f}{row['wall_ms']:11.2f}"
             f"{speed:11.1f}{operations:11.2f}{row['times_with_metrics']:10.1f}x{row['times_with_races']:10.1f}x"
-            f"{row['yardstick_us']:11.1f}",
+            f"{row['yardstick_us']:11.1f}{row['threads']:11d}",
             flush=True,
         )
     if options.csv:

@@ -80,3 +80,12 @@ def test_rows(bench, tmp_path, monkeypatch, capsys):
     assert float(row["cpu_ms"]) > 0
     assert float(row["wall_ms"]) > 0
     assert int(row["warp_instructions"]) > 100
+    assert row["threads"] == "1"
+
+
+def test_a_row_says_in_how_many_threads_a_launch_ran(bench, monkeypatch):
+    monkeypatch.setenv("STYLEFORGE_EMULATOR_THREADS", "2")
+    name = "mma conv 3x3 64->64 128x128 float16"
+    row = bench.measure(name, bench.cases()[name], 1)
+    assert row["threads"] == 2
+    assert row["gflop_per_s"] == pytest.approx(bench.cases()[name].operations / row["wall_ms"] / 1e6, rel=0.01)

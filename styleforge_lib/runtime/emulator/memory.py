@@ -214,6 +214,7 @@ class Memory:
         self.coordinates = coordinates
         self.trace = trace
         self.clusters = None
+        self.later: list[tuple] | None = None  # stores to global memory that wait for other batches (`batches`)
 
     # --- locating --------------------------------------------------------------------------------------------------
 
@@ -481,6 +482,9 @@ class Memory:
         data, left_out = at.region.typed(dtype)
         if not data.flags.writeable:
             raise self._read_only(at, site)
+        if self.later is not None:
+            self.later.append((at, delta, tuple(value.copy() for value in values), dtype, site))
+            return
         wide = width * len(values)
         whole = _WHOLE.get(wide)
         if (
@@ -550,6 +554,12 @@ class Memory:
         if isinstance(value, np.ndarray) and flat.size < value.size:
             value = _last_where_narrow(value, flat)
         words.reshape(-1)[flat] = value
+
+    def store_now(self) -> None:
+        """Do what has waited, in order."""
+        waiting, self.later = self.later or (), None
+        for store in waiting:
+            self.store(*store)
 
     # --- atomics ---------------------------------------------------------------------------------------------------
 

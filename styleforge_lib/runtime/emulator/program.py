@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from . import translation_cache
+from .batches import Batches, blocks_apart, may_run_apart, thread_count
 from .calls import STACK, flatten, function_addresses
 from .clusters import in_clusters
 from .control_flow import BARRIERS, Block, Graph, build_graph
@@ -22,10 +23,9 @@ from .dependent_launch import before_the_wait, end_without_wait
 from .faults import unsupported
 from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
-from .schedule import LANES_PER_BATCH, Batch, Pulse
+from .schedule import LANES_PER_BATCH
 from .tensor_maps import TensorMap
 from .translate import KernelCode, compile_block, translate_block
-from .translate.multiply_add import Underflow, forget_operands
 
 MAX_THREADS = 1024
 RESERVED_SHARED = 1024  # bytes at the beginning of shared memory that the system keeps, as on a GPU
@@ -59,6 +59,7 @@ class Plan:
         self.name = name
         self.flat = flatten(program.module, name)
         self.graph: Graph = build_graph(self.flat)
+        self.traffic = None  # the arrays that it reads and writes, once `batches` has looked
         self.asynchronous = any(_is_asynchronous(item) for item in self.flat.body)
         self.line_of = program.line_of
         self.shared_layout: dict[int, tuple[str, int, int | None]] = {}
@@ -206,6 +207,7 @@ class Program:
         self._regions: dict[int, Region] = {}
         self._plans: dict[str, Plan] = {}
         self._next_slot = FIRST_FREE_SLOT
+        self.threads_used = 1  # by the last launch
         self._allocate_variables()
 
     # --- what is in it ---------------------------------------------------------------------------------------------
@@ -313,6 +315,7 @@ class Program:
         trace=None,
         names: Sequence[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        threads: int | None = None,
     ) -> None:
         """Run a kernel.
 
@@ -329,6 +332,8 @@ class Program:
             trace: a `metrics.Trace` that collects per-line counts, races and unwritten reads.
             names: what to call the arrays in messages; else "argument 0" ...
             progress: is called some ten times a second with how many blocks have been done, and of how many.
+            threads: how many threads run blocks that have nothing to do with each other (`batches`). None: what
+                STYLEFORGE_EMULATOR_THREADS says, else two, or one on a single processor. Results do not depend on it.
 
         Raises:
             KeyboardInterrupt: says how far the launch was. What the kernel had written stays written; the program can
@@ -352,19 +357,17 @@ class Program:
         if trace is not None:
             trace.begin(plan, launch)
         size = self._blocks_per_batch(plan, launch)
-        done = 0
+        if apart := may_run_apart(plan, launch, numbers.size):
+            size = blocks_apart(size, numbers.size)
+        batches = Batches(plan, launch, numbers, size, progress)
+        self.threads_used = min(thread_count(threads), len(batches.parts)) if apart else 1
         try:
-            with np.errstate(all="ignore", under="call", call=Underflow.note):
-                for done in range(0, numbers.size, size):
-                    batch = Batch(plan, launch, numbers[done : done + size])
-                    batch.run(Pulse(progress, done, numbers.size) if progress is not None else None)
+            batches.run(self.threads_used)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"kernel {name!r} was interrupted in the emulator, with at least {done} of {numbers.size} blocks done: "
-                "what it writes is incomplete"
+                f"kernel {name!r} was interrupted in the emulator, with at least {batches.done} of {numbers.size} "
+                "blocks done: what it writes is incomplete"
             ) from None
-        finally:
-            forget_operands()
 
     @staticmethod
     def _make_cooperative(launch: Launch) -> None:

@@ -4,11 +4,7 @@ The set in the lowest numbered block runs next, and sets that meet in one block 
 that is reconvergence. A set that reaches a barrier is parked until its block of threads is complete there. When nobody
 can run and somebody is parked, that is a divergent barrier or a deadlock, and it is reported with both lines.
 
-Batches run one after the other, in one thread. Half of the blocks in each of two threads took 1.0 to 1.2 times as long
-as all of them in one; in two processes 1.1 to 1.4 times for convolutions, and 3.5 times for saxpy, whose arrays have to
-be handed over (two cores that had other work too). An array operation of a batch lasts some 20 microseconds; between
-two of them the threads wait for the interpreter. One thread also keeps printf and unordered writes in the same order
-each time.
+How batches follow each other, or run side by side, is `batches`.
 """
 
 from __future__ import annotations
@@ -78,6 +74,7 @@ class Batch:
         self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
+        self.kept_matrices: dict[tuple, list] = {}  # see `translate.matrix_sums`
         memory, warps, system = self.memory, self.warps, self.system
         # What translated code calls.
         self.arrive = self.barriers.arrive

@@ -2,7 +2,8 @@
 
 Contents
     Placement       where the arrays of a launch lie: arrays that overlap are one piece of memory
-    written_arrays  the arrays that a kernel may write, from the code that makes its addresses
+    written_arrays  the arrays that a kernel may write, from the code that makes its addresses (`origins_of`,
+                    `arrays_of`)
     Publications    which blocks have published (a fence) and which have looked (an atomic, a volatile load)
 
 Between blocks only one order exists: the writer's block writes, executes a fence (__threadfence), and raises a flag;
@@ -52,13 +53,25 @@ def written_arrays(plan, launch) -> set[int]:
 
     An address comes from whatever its register was computed from, in any order of instructions.
     """
-    origins = _origins(plan.flat.body)
+    return arrays_of(origins_of(plan.flat.body, ("st", "atom", "red")), plan, launch)
+
+
+def origins_of(body: list, opcodes: tuple[str, ...]) -> set[str]:
+    """Return the parameters and variables that the addresses of some instructions, by how they begin, may come from."""
+    origins = _origins(body)
     names: set[str] = set()
-    for item in plan.flat.body:
-        if isinstance(item, Instruction) and item.opcode in ("st", "atom", "red"):
-            address = next(operand for operand in item.operands if isinstance(operand, Mem))
-            if not _ELSEWHERE & set(item.modifiers):
-                names |= _of_base(address.base, origins)
+    for item in body:
+        if not isinstance(item, Instruction) or _ELSEWHERE & set(item.modifiers):
+            continue
+        if item.opcode in opcodes or ".".join((item.opcode, *item.modifiers[:1])) in opcodes:
+            for operand in item.operands:
+                if isinstance(operand, Mem):
+                    names |= _of_base(operand.base, origins)
+    return names
+
+
+def arrays_of(names: set[str], plan, launch) -> set[int]:
+    """Return the bases of the arrays that parameters and variables point to; of all if one is not known."""
     bases = {region.base for region in launch.regions.values() if region.space == "global"}
     found: set[int] = set()
     for name in names:

@@ -10,6 +10,7 @@ Contents: dtypes of PTX types, the registries `RULES` and `HELPERS`, `Modifiers`
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 
@@ -199,6 +200,13 @@ class KernelCode:
             return "pred"
         return "u64" if register.endswith("64") or register == "%globaltimer" else "u32"
 
+    @functools.cached_property
+    def varying(self) -> frozenset[str]:
+        """The registers that may differ between the threads of a block."""
+        from .matrix_sums import varying_registers
+
+        return varying_registers(self.flat.body)
+
     def constant(self, value) -> str:
         """Return the name of a constant in translated code."""
         key = (value.dtype, value.tobytes()) if isinstance(value, (np.generic, np.ndarray)) else (type(value), value)
@@ -236,6 +244,7 @@ class Emitter:
         self.origins: dict[str, tuple] = {}  # variable -> what a rule left about it for other rules
         self.optional: set[str] = set()
         self.sums: dict[int, tuple[int, int]] | None = None  # which instructions are one sum, once `floats` has looked
+        self.shared_sums: dict[int, object] = {}  # and which of these sums share their factors
 
     # --- code ------------------------------------------------------------------------------------------------------
 

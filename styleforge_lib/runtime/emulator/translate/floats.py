@@ -18,6 +18,7 @@ from ..lanes import picked
 from .comparisons import operand
 from .emitter import HELPERS, dtype_name, helper, rule
 from .integers import integer_add, integer_divide, integer_extreme, integer_sign
+from .matrix_sums import shared_sums
 from .multiply_add import chains, directed, repaired, to_odd, two_sum_error
 
 F4, F8 = np.float32, np.float64
@@ -268,6 +269,9 @@ def fused(e, ins, m) -> None:
     m.finish()
     a, b, c = (operand(e, value, kind, ftz) for value in ins.operands[1:4])
     place, count = _place_in_sum(e, ins)
+    if (shared := e.shared_sums.get(id(ins))) is not None:
+        shared.add(e, ins, a, b, c)
+        return
     if count < 2:
         finish(e, ins.operands[0], _fused(e, kind, rounding, a, b, c), kind, ftz, sat)
         return
@@ -281,6 +285,7 @@ def _place_in_sum(e, ins) -> tuple[int, int]:
         graph, block = e.code.graph, e.block
         after = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1} | set(e.code.accumulators)
         e.sums = chains(block, after if block.last is None else after | set(read(block.last)))
+        e.shared_sums = shared_sums(block, e.sums, e.code.varying)
     return e.sums.get(id(ins), (0, 1))
 
 

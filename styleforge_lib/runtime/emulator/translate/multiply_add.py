@@ -7,8 +7,8 @@ at import finds no such instruction, and for few lanes. The product of two float
 exactly between two float32 numbers; such lanes are found by their bits and repaired with the sum's error term (Knuth's
 TwoSum), rounding to odd (Boldo and Melquiond 2008).
 
-Where all threads share a factor, a sum of products is a matrix product, but that is no way to it: the library under
-NumPy adds in an order of its own, and the last bits differ.
+Where all threads share a factor, some sums of products are a matrix product, which the library under NumPy may or may
+not add in this order: see `matrix_sums`.
 
 Contents: `Underflow`, `fma32`, `RunningSum` (a sum of products whose intermediate values nobody else reads),
 `chains` (which instructions of a block are one), and the float64 way with its repairs.
@@ -34,15 +34,17 @@ _LOOP = 8192  # elements of one inner loop of NumPy: its own buffers are as long
 _MOST_PAIRS = 32
 
 
-class Underflow:
-    """Whether the last conversion to float32 gave an inexact subnormal; NumPy calls `note` (see `schedule`)."""
+class _Underflow(threading.local):
+    """Whether the thread's last conversion to float32 gave an inexact subnormal; NumPy calls `note` (`batches`)."""
 
     seen = False
 
-    @classmethod
-    def note(cls, _kind: str, _flag: int) -> None:
+    def note(self, _kind: str, _flag: int) -> None:
         """NumPy's error callback."""
-        cls.seen = True
+        self.seen = True
+
+
+Underflow = _Underflow()
 
 
 # --- the complex product ----------------------------------------------------------------------------------------------

@@ -210,6 +210,20 @@ struct Held {
     }
 };
 
+// While a warp waits for the other blocks of the plane, the others let the piece of the block that will take this one's
+// place come into the L2 cache. x: where the plane begins. RESIDENT: blocks that a multiprocessor holds.
+template <int RESIDENT, typename T>
+__device__ void prefetch(const T* x, long long size, long long length, int pieces) {
+    int processors;
+    asm("mov.u32 %0, %%nsmid;" : "=r"(processors));
+    const int ahead = RESIDENT * processors;
+    if (blockIdx.x + ahead >= gridDim.x) return;
+    const Piece piece(size, length, pieces, blockIdx.x % pieces + ahead);
+    const char* from = reinterpret_cast<const char*>(x + piece.start);
+    for (int byte = threadIdx.x * 128 - 4096; byte < piece.count * (int)sizeof(T); byte += blockDim.x * 128 - 4096)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + byte));
+}
+
 // The moments of a plane, of which this block holds its piece in the end. x: where the plane begins.
 // A block that waits for the others in vain measures the whole plane itself and tells it in their place: the same order,
 // so the same bits.
@@ -243,6 +257,8 @@ __device__ Moments agree(Held<T, HELD>& held, const T* x, long long* slots, long
             }
             m = merge_warp(m);
             if (threadIdx.x == 0) whole = m, keep_number(slots + own * SLOT + 3, launch);
+        } else {
+            prefetch<HELD == 8 ? 4 : 2>(x, size, length, pieces);
         }
         if (__syncthreads_and(heard)) break;
         deserted = true;

@@ -272,16 +272,14 @@ __device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&
 }
 
 // The blocks of a plane (NHWC: of an image) meet: true once all have come, with all that they wrote before; false where
-// `patience` looks were in vain, since nothing promises that they run at the same time. words: one of each block.
+// `patience` looks were in vain, since nothing promises that they run at the same time. words: one of each block. Each
+// is looked at by a thread of its own: who looked at five in turn would wait five times.
 __device__ bool meet(long long* words, int own, int blocks, int launch, int patience) {
     __syncthreads();
+    if (threadIdx.x == 0) __threadfence(), keep_number(words + own, launch);
     bool heard = true;
-    if (threadIdx.x < 32) {
-        __threadfence();
-        if (threadIdx.x == 0) keep_number(words + own, launch);
-        for (int i = threadIdx.x; heard && i < blocks; i += 32) heard = hear_number(words + i, launch, patience);
-        __threadfence();
-    }
+    for (int i = threadIdx.x; heard && i < blocks; i += THREADS) heard = hear_number(words + i, launch, patience);
+    if (threadIdx.x < blocks) __threadfence();
     return __syncthreads_and(heard);
 }
 

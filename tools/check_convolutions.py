@@ -202,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--numbers", default="float16", choices=list(STORAGE))
     parser.add_argument("--only", default="", help="layers whose name holds this word")
+    parser.add_argument("--layer", choices=list(NETWORK), help="this layer alone")
     parser.add_argument("--sanitize", action="store_true", help="one small launch of each kernel, checked, not timed")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: small sizes in the emulator")
     options = parser.parse_args(argv)
@@ -221,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     with torch.inference_mode():
         for name, (smaller, layer) in NETWORK.items():
-            if options.only not in name:
+            if options.only not in name or options.layer not in (None, name):
                 continue
             layer = replace(layer, numbers=options.numbers)
             problem = Problem(layer, options.batch, -(-height // smaller), -(-width // smaller), device)

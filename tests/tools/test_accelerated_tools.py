@@ -125,9 +125,12 @@ def test_the_table_of_residual_blocks():
     assert tune_residual_blocks.table(rows).endswith("= {1: ((10, 30), (50, 50)), 5: ((10, 10),)}")
 
 
-def test_sanitize_names_every_tool():
-    lines = sanitize.commands(list(sanitize.TOOLS), "tf32")
-    assert len(lines) == len(sanitize.TOOLS) * (len(sanitize.KERNELS) - len(sanitize.HALVES_ALONE))
-    halves = sanitize.commands(list(sanitize.TOOLS), "float16")
-    assert len(halves) == len(sanitize.TOOLS) * len(sanitize.KERNELS)
-    assert all(line[0] == "compute-sanitizer" and line[-1] == "tf32" for line in lines)
+def test_sanitize_names_every_tool_and_layer():
+    halves, lines = (sanitize.commands(list(sanitize.TOOLS), numbers) for numbers in ("float16", "tf32"))
+    assert len(halves) == len(lines) + len(sanitize.TOOLS)  # the residual blocks
+    for tool in sanitize.TOOLS:
+        of_tool = [line for line in lines if line[2] == tool]
+        assert {line[line.index("--layer") + 1] for line in of_tool} == set(check_convolutions.NETWORK)
+        filters = {line[line.index("--kernel-name") + 1] for line in of_tool if "--kernel-name" in line}
+        assert filters == (set() if tool == "initcheck" else {f"kernel_substring={name}" for name in sanitize.OURS})
+    assert all(line[0] == "compute-sanitizer" and "tf32" in line for line in lines)

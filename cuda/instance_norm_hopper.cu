@@ -8,24 +8,25 @@
 //   close_planes                these made into scale and shift
 //   meet                        the blocks of a plane or an image wait for each other
 //   write                       the end of each number
-//   instance_norm_hopper_T      the kernel: moments, a barrier of the whole grid, merging, and the end
+//   instance_norm_hopper_T      the kernel: moments, meeting, merging, and the end
 //
-// A part is a stretch of memory: a piece of a plane (NCHW), or of the pixels of an image with all their channels (NHWC),
-// and it makes no difference to its way. The copy engine brings it in chunks of CHUNK bytes, as many at once as
-// shared memory holds, so that no thread waits for one load before it asks for the next. What fits is read once, 256 KB
-// of a block: it stays in registers and slots while the blocks agree. A longer part goes through the same slots, and back from its last chunk
-// to its first, of which the L2 cache holds those that were read last. Each multiprocessor has one block.
+// A part is a stretch of memory: a piece of a plane (NCHW), or of the pixels of an image with their channels (NHWC), and
+// that makes no difference to its way. The copy engine brings it in chunks of CHUNK bytes, as many at once as shared
+// memory holds, so that no thread waits for one load before it asks for the next. What fits is read once, 256 KB of a
+// block: it stays in registers and slots while the blocks agree. A longer part goes through the same slots, and back
+// from its last chunk to its first, of which the L2 cache holds those that were read last. Each multiprocessor has one
+// block.
 //
-// x, out, residual, weight, bias, saved, relu      as in cuda/instance_norm.cu; x, out and residual at multiples of 16 bytes.
-// together   how many channels lie side by side: 1 for NCHW; for NHWC the channels, LANES<T> * 1, 2, 4 ... or 64 of them.
-// size, length, pieces     NCHW: numbers of a plane, of a piece, and how many pieces it has; a plane is a multiple of 16
-//            bytes. NHWC: the same of an image; a piece is whole pixels.
+// x, out, residual, weight, bias, saved, relu      as in cuda/instance_norm.cu, the first three at multiples of 16 bytes
+// together   how many channels lie side by side: 1 for NCHW; for NHWC all, LANES<T> times 1, 2, 4 ... or 64.
+// size, length, pieces     NCHW: numbers of a plane, of a piece, and how many pieces it has; a plane is a multiple of
+//            16 bytes. NHWC: the same of an image; a piece is whole pixels.
 // room       4 floats for each plane, and 4 for each of its pieces; clusters do without.
 // words      2 for each block, in which the blocks of several pieces tell that they have come, this launch's number and
 //            patience: common/exchange.cuh. Clusters do without.
 // compiled   for THREADS, CHUNK, SLOTS, KEPT, CLUSTER: styleforge_lib/ops/instance_norm_hopper.py has them.
-// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES. NCHW of several pieces may come in clusters
-//            of as many, which tell each other their moments through shared memory.
+// launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES. NCHW of several pieces may come in
+//            clusters of as many, which tell each other their moments through shared memory.
 // moves      2s where a part fits, else up to 3s. s: see cuda/instance_norm.cu.
 // numbers    as there. Each part's distances are measured from a number near its first ones or, where that was far
 //            off, again from its mean. No atomics: same launch, same bits.
@@ -54,9 +55,9 @@ constexpr int SUM_BYTES = (2 * THREADS + MOST_UNITS) * 8 * sizeof(float);
 constexpr int SHARED_BYTES = SLOTS * CHUNK + SUM_BYTES + SLOTS * 8;
 static_assert(SHARED_BYTES <= 227 << 10 && VECTORS % THREADS == 0 && THREADS % MOST_UNITS == 0 && KEPT <= SLOTS);
 
-// The way of a part to the threads. Chunk c comes into slot c % SLOTS. The first KEPT chunks stay in registers; the others
-// are visited anew on each pass: first from the first to the last, then the other way, which begins with those that are
-// still in their slots, and so on.
+// The way of a part to the threads. Chunk c comes into slot c % SLOTS. The first KEPT chunks stay in registers; the
+// others are visited anew on each pass: first from the first to the last, then the other way, which begins with those
+// that are still in their slots, and so on.
 struct Chunks {
     const uint4* x;
     long long vectors;
@@ -153,11 +154,11 @@ struct Chunks {
 template <int COUNT>
 struct Columns {
     int units, unit, width;  // width: columns of the block; column k * units + unit is channel unit * COUNT + k
-    float *rows, *center;    // in shared memory: 2 * width floats of each row of threads; what distances are measured from
+    float* rows;             // 2 * width floats of shared memory for each row of threads
+    float* center;           // what distances are measured from
 
-    __device__ Columns(int units, float* sums) : units(units), width(units * COUNT), rows(sums), center(sums + 16 * THREADS) {
-        unit = threadIdx.x % units;
-    }
+    __device__ Columns(int units, float* sums)
+        : units(units), unit(threadIdx.x % units), width(units * COUNT), rows(sums), center(sums + 16 * THREADS) {}
 
     __device__ int channel(int column) const { return column % units * COUNT + column / units; }
 
@@ -285,9 +286,9 @@ __device__ bool meet(long long* words, int own, int blocks, int launch, int pati
 
 // A block that meets the others in vain works out all of their numbers itself: the same order, so the same bits.
 template <int COUNT, typename T>
-__device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved, float* room,
-                          long long* words, int channels, int together, long long size, long long length, int pieces,
-                          float eps, bool cut, int launch, int patience, unsigned char* memory) {
+__device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved,
+                          float* room, long long* words, int channels, int together, long long size, long long length,
+                          int pieces, float eps, bool cut, int launch, int patience, unsigned char* memory) {
     __shared__ Moments told;
     const int group = blockIdx.x / pieces, piece = blockIdx.x % pieces;
     const auto count = [&](int i) { return min(length, size - i * length); };
@@ -352,9 +353,9 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
 }
 
 template <typename T>
-__device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved, float* room,
-                          long long* words, int channels, int together, long long size, long long length, int pieces,
-                          float eps, int relu, int launch, int patience) {
+__device__ void norm_part(const T* x, const T* weight, const T* bias, const T* residual, T* out, float* saved,
+                          float* room, long long* words, int channels, int together, long long size, long long length,
+                          int pieces, float eps, int relu, int launch, int patience) {
     extern __shared__ __align__(128) unsigned char memory[];
     if (together == 1)
         norm_part<1>(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu,

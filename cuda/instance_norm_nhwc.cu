@@ -1,4 +1,5 @@
-// Instance norm of NHWC tensors (channels_last): cuda/instance_norm.cu says what is computed, and the rest of it.
+// Instance norm of NHWC tensors (channels_last): cuda/instance_norm.cu says what is computed, and the rest of it. Most
+// of them go to cuda/instance_norm_hopper.cu on a Hopper card.
 //
 // Contents (T is float32, float16 or bfloat16; every statistic is float32)
 //   Place                       where a block and its threads work

@@ -1,7 +1,7 @@
 """Instance norm where the copy engine brings a block's part of x into shared memory (`cuda/instance_norm_hopper.cu`).
 
 Contents
-    available       does a card have a copy engine?
+    available       does a card have a copy engine, and room for the kernel?
     takes           does the kernel take these tensors?
     pieces          the rule for the launch shape
     held            the rule for NCHW: where this kernel is the faster one
@@ -28,8 +28,11 @@ MOST_UNITS = 64  # vectors of 16 bytes that are the channels of a pixel
 
 @functools.cache
 def available(device: torch.device) -> bool:
-    """Whether the card is a Hopper or later; the emulator is given a T4's choice of kernels."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether the card is a Hopper or later with enough shared memory; the emulator is given a T4's choice."""
+    if device.type != "cuda":
+        return False
+    card = torch.cuda.get_device_properties(device)
+    return card.major >= 9 and card.shared_memory_per_block_optin >= shared_bytes()
 
 
 def takes(*tensors: torch.Tensor | None, together: int) -> bool:

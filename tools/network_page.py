@@ -40,6 +40,7 @@ HELD_AGAINST = (
 REPEATED = re.compile(r"res[345]\.conv\d|res2\.conv2")  # as res2.conv1 and res1.conv2
 BY_COMMIT = ROOT / "records" / "check_convolutions_by_commit.txt"  # a line "commit HASH", then what it printed
 NCU = ROOT / "records" / "ncu_network.json"
+PSNR = ROOT / "records" / "psnr.json"
 MEASURE = "`python tools/bench.py --parts accelerated`"
 
 
@@ -326,6 +327,27 @@ def tuning_blocks() -> str:
         )
     head_row = ["blocks", "pixels", "two launches a block", "and a sum", "one launch a block", "one for all"]
     return f"{table(head_row, lines, 'rlrrrr')}\n\nMicroseconds in a CUDA graph. {_quoted(head)}"
+
+
+@block
+def tuning_psnr() -> str:
+    """Show how close every style paints to float64 on every photo, beside PyTorch's own float16."""
+    record = json.loads(PSNR.read_text("utf-8"))
+    rows = {(row["style"], row["photo"]): row for row in record["rows"] if row["dtype"] == "float16"}
+    styles, photos = ([*dict.fromkeys(key[k] for key in rows)] for k in (0, 1))
+    lines = []
+    for style in styles:
+        found = [rows[style, photo] for photo in photos]
+        lines.append([style, *(f"{row['psnr_db']:.1f}, {row['pytorch_float16_db']:.1f}" for row in found)])
+    head = ["style", *(f"{photo} {rows[styles[0], photo]['size'].replace('x', '×')}" for photo in photos)]
+    machine = record["machine"]
+    every = all(row["same_bits"] for row in rows.values())
+    return (
+        f"{table(head, lines, 'l' + 'r' * len(photos))}\n\nPSNR in dB against float64: ours, PyTorch's own float16 "
+        f"channels_last. {'Three runs gave the same bits everywhere. ' if every else ''}Measured on {machine['gpu']}, "
+        f"driver {machine['driver']}, PyTorch {machine['torch']}, CUDA {machine['cuda']}, by `python tools/psnr.py` "
+        "with two checkpoints that are not shipped."
+    )
 
 
 @block

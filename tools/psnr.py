@@ -61,7 +61,7 @@ def measure(styles: list[str], photos: list[str], dtypes: list[str], device: str
                 psnr = errors(out, reference)["psnr_db"]
                 enough = psnr >= LEAST_DB and psnr >= peer - BEHIND_DB
                 yield {
-                    "style": style,
+                    "style": os.path.basename(style),  # of a checkpoint, not where it lies
                     "photo": Path(name).stem,
                     "size": f"{x.shape[2]}x{x.shape[3]}",
                     "dtype": dtype,
@@ -101,10 +101,10 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(row)
     print(f"{'style':18} {'photo':10} {'size':10} {'dtype':9} {'dB':>7} {'PyTorch float16':>16}  same bits")
     for row in rows:
-        style = os.path.basename(row["style"])
         figures = f"{row['psnr_db']:7.1f} {row['pytorch_float16_db']:16.1f}"
         verdict = "" if row["passed"] else "  MISSED"
-        print(f"{style:18} {row['photo']:10} {row['size']:10} {row['dtype']:9} {figures}  {row['same_bits']}{verdict}")
+        name = f"{row['style']:18} {row['photo']:10} {row['size']:10} {row['dtype']:9}"
+        print(f"{name} {figures}  {row['same_bits']}{verdict}")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump({"machine": records.machine(), "rows": rows}, file, indent=1)

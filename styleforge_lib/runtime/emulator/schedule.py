@@ -239,16 +239,17 @@ class Batch:
         if lanes.is_full:
             if self.owned:
                 self.owned.difference_update(step.inputs)
-            outputs = step.function(self, lanes, *[values[bit] for bit in step.inputs])
+            inputs = [values[bit] for bit in step.inputs]
             for bit in step.dead:
                 values[bit] = None
+            outputs = step.function(self, lanes, inputs)
             for bit, value in zip(step.outputs, outputs, strict=True):
                 values[bit] = value
             if self.owned:
                 self.owned.difference_update(step.outputs)
         else:
             gather = lanes.gather
-            outputs = step.function(self, lanes, *[gather(values[bit]) for bit in step.inputs])
+            outputs = step.function(self, lanes, [gather(values[bit]) for bit in step.inputs])
             self._scatter(step, lanes, outputs)
         block = step.block
         kind = block.kind

@@ -80,7 +80,7 @@ class Batch:
         self.arrive = self.barriers.arrive
         self.locate, self.store, self.atomic = memory.locate, memory.store, memory.atomic
         self.atomic_vector = memory.atomic_vector
-        self.load, self.load_one = memory.load, memory.load_one
+        self.load, self.load_one, self.load_rows = memory.load, memory.load_one, memory.load_rows
         self.shuffle, self.vote, self.match, self.reduce = warps.shuffle, warps.vote, warps.match, warps.reduce
         self.active_mask, self.elect = warps.active_mask, warps.elect
         self.printf, self.assertion_failed, self.trap = system.printf, system.assertion_failed, system.trap

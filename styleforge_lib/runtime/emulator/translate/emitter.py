@@ -246,6 +246,7 @@ class Emitter:
         self.sums: dict[int, tuple[int, int]] | None = None  # which instructions are one sum, once `floats` has looked
         self.shared_sums: dict[int, object] = {}  # and which of these sums share their factors
         self.two_products: dict[int, tuple[int, int]] = {}  # and which are sums of two products
+        self.rows: dict[tuple[str, str], object] = {}  # address and dtype -> loads that are done at once
         self.products: dict[str, tuple[str, str]] = {}  # variable -> the factors that it is the product of
 
     # --- code ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Words of shared memory that a whole block reads, loaded together: the same values, faults and metrics as one by one."""
+"""Words of shared memory that a whole block reads, loaded together: values, faults and metrics as one by one."""
 
 import numpy as np
 import pytest

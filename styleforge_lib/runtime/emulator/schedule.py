@@ -20,7 +20,7 @@ from .bulk_copies import BulkCopies
 from .clusters import Clusters
 from .control_flow import Block
 from .faults import EmulatorFault
-from .lanes import Lanes, Universe, merge
+from .lanes import Lanes, merge, universe_of
 from .mbarriers import MBarriers, operand_value
 from .memory import POISON, WORKSPACE_SLOT, Bank, Located, Memory, Site, _triple, slot_base
 from .observations import observations_of
@@ -57,7 +57,7 @@ class Batch:
         self.block_numbers = block_numbers
         self.trace = launch.trace
         threads = launch.threads
-        self.universe = Universe(threads, block_numbers.size)
+        self.universe = universe_of(threads, block_numbers.size)
         self.memory = Memory(launch.regions, self.coordinates, self.trace)
         self._allocate()
         self.warps = Warps(self.memory, threads, block_numbers.size)

@@ -15,9 +15,12 @@ shape (n,)). Code is the same for all of them: gather what a block reads, run it
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 ALL = slice(None)
+_MOST_SPLITS = 32  # that a universe remembers
 
 
 def is_scalar(value) -> bool:
@@ -39,6 +42,7 @@ class Universe:
         self.threads, self.blocks = threads, blocks
         self.size = threads * blocks
         self.full = Lanes(self, ALL, ALL, None, self.size)
+        self.splits: dict[tuple, tuple[Lanes, Lanes]] = {}  # (set, shape and bits of a predicate) -> its parts
 
     def grid(self, rows, columns, count: int) -> Lanes:
         """Return the lanes of some threads in some blocks."""
@@ -73,6 +77,12 @@ def _selector(index: np.ndarray, length: int):
     if index[-1] - index[0] + 1 == index.size:
         return slice(int(index[0]), int(index[-1]) + 1)
     return index
+
+
+@functools.lru_cache(maxsize=8)
+def universe_of(threads: int, blocks: int) -> Universe:
+    """Return a universe: batches of one size share it, and what has been found out about its sets of lanes."""
+    return Universe(threads, blocks)
 
 
 class Lanes:
@@ -227,6 +237,18 @@ class Lanes:
             universe = self.universe
             return universe.flat(self.index[predicate]), universe.flat(self.index[~predicate])
         predicate = self._narrowed(predicate)
+        if 1 not in predicate.shape:
+            return self._parts(predicate)
+        splits, key = self.universe.splits, (self, predicate.shape, predicate.tobytes())
+        found = splits.get(key)
+        if found is None:
+            found = self._parts(predicate)
+            if len(splits) >= _MOST_SPLITS:
+                splits.clear()
+            splits[key] = found
+        return found
+
+    def _parts(self, predicate: np.ndarray) -> tuple[Lanes, Lanes]:
         taken, passed = self._part(predicate), self._part(~predicate)
         # A flat set is not remembered: a loop that lanes leave one by one would keep them all.
         taken.half_of = passed.half_of = (self,)

@@ -143,16 +143,27 @@ class Bank:
         Words that a whole block reads (weights, a mean) often come in numbers, and blocks often hold the same: so
         some neighbours are copied and compared at once, and kept until something is written.
         """
-        key = (number // _ROWS, dtype.num)
+        return self._neighbours(number // _ROWS, dtype)[number % _ROWS]
+
+    def rows(self, numbers: list[int], dtype: np.dtype) -> list:
+        """Return `row` of some words."""
+        first, last = min(numbers) // _ROWS, max(numbers) // _ROWS
+        found = self._neighbours(first, dtype)
+        for group in range(first + 1, last + 1):
+            found = found + self._neighbours(group, dtype)
+        first *= _ROWS
+        return [found[number - first] for number in numbers]
+
+    def _neighbours(self, group: int, dtype: np.dtype) -> list:
+        key = (group, dtype.num)
         found = self._rows.get(key)
         if found is None:
-            first = number // _ROWS * _ROWS
-            rows = self.typed(dtype)[first : first + _ROWS].copy()
+            rows = self.typed(dtype)[group * _ROWS : (group + 1) * _ROWS].copy()
             bits = rows.view(_U4)
             same = (bits == bits[:, :1]).all(axis=1).tolist()
             found = [rows[k, 0] if one else rows[k : k + 1] for k, one in enumerate(same)]
             self._rows[key] = found
-        return found[number % _ROWS]
+        return found
 
 
 class Located:
@@ -389,6 +400,15 @@ class Memory:
         if isinstance(index, int):
             return data[index + skip]
         return data[skip:].take(index) if at.low >= 0 else data.take(index + skip)
+
+    def load_rows(self, at, deltas: tuple[int, ...], dtype: np.dtype, sites: tuple[Site, ...]) -> list:
+        """Load words of shared memory that should be the same for all threads of a block, one after the other."""
+        if type(at) is Located and self.trace is None and type(at.offset) is int and at.lanes.is_full:
+            region = at.region
+            inside = at.low >= 0 and at.high + max(deltas) + 4 <= region.size
+            if inside and region.banked and region.shared and not at.address_bits & 3:
+                return region.rows([(at.offset + delta) >> 2 for delta in deltas], dtype)
+        return [self.load_one(at, delta, dtype, site) for delta, site in zip(deltas, sites, strict=True)]
 
     def load(self, at, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
         """Load `count` consecutive elements per lane; returns one value for each."""

@@ -45,6 +45,7 @@ class Step:
     inputs: list[int]
     outputs: list[int]
     dead: list[int]
+    """Which inputs nobody reads again, or the block itself sets anew."""
     chooser: int | None
     """Which output is the branch's predicate; None if the block did not compute it (then `choice` is the register)."""
     choice: int | None
@@ -149,7 +150,12 @@ class Plan:
             if item.opcode in _POLLING
         )
         ends = {bit[name] for name in self._read_at_end(block)}
-        dead = [bit[name] for name in inputs if not block.live_out >> bit[name] & 1 and bit[name] not in ends]
+        given = set(outputs)
+        dead = [
+            bit[name]
+            for name in inputs
+            if name in given or (not block.live_out >> bit[name] & 1 and bit[name] not in ends)
+        ]
         only_exits = block.kind == "exit" and not block.instructions
         return Step(
             block, function, [bit[n] for n in inputs], [bit[n] for n in outputs], dead, chooser, choice, polls,

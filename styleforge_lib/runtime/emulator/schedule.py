@@ -20,7 +20,7 @@ from .bulk_copies import BulkCopies
 from .clusters import Clusters
 from .control_flow import Block
 from .faults import EmulatorFault
-from .lanes import Lanes, Universe, merge
+from .lanes import Lanes, merge, universe_of
 from .mbarriers import MBarriers, operand_value
 from .memory import POISON, WORKSPACE_SLOT, Bank, Located, Memory, Site, _triple, slot_base
 from .observations import observations_of
@@ -57,7 +57,7 @@ class Batch:
         self.block_numbers = block_numbers
         self.trace = launch.trace
         threads = launch.threads
-        self.universe = Universe(threads, block_numbers.size)
+        self.universe = universe_of(threads, block_numbers.size)
         self.memory = Memory(launch.regions, self.coordinates, self.trace)
         self._allocate()
         self.warps = Warps(self.memory, threads, block_numbers.size)
@@ -80,7 +80,7 @@ class Batch:
         self.arrive = self.barriers.arrive
         self.locate, self.store, self.atomic = memory.locate, memory.store, memory.atomic
         self.atomic_vector = memory.atomic_vector
-        self.load, self.load_one = memory.load, memory.load_one
+        self.load, self.load_one, self.load_rows = memory.load, memory.load_one, memory.load_rows
         self.shuffle, self.vote, self.match, self.reduce = warps.shuffle, warps.vote, warps.match, warps.reduce
         self.active_mask, self.elect = warps.active_mask, warps.elect
         self.printf, self.assertion_failed, self.trap = system.printf, system.assertion_failed, system.trap
@@ -239,16 +239,17 @@ class Batch:
         if lanes.is_full:
             if self.owned:
                 self.owned.difference_update(step.inputs)
-            outputs = step.function(self, lanes, *[values[bit] for bit in step.inputs])
+            inputs = [values[bit] for bit in step.inputs]
             for bit in step.dead:
                 values[bit] = None
+            outputs = step.function(self, lanes, inputs)
             for bit, value in zip(step.outputs, outputs, strict=True):
                 values[bit] = value
             if self.owned:
                 self.owned.difference_update(step.outputs)
         else:
             gather = lanes.gather
-            outputs = step.function(self, lanes, *[gather(values[bit]) for bit in step.inputs])
+            outputs = step.function(self, lanes, [gather(values[bit]) for bit in step.inputs])
             self._scatter(step, lanes, outputs)
         block = step.block
         kind = block.kind

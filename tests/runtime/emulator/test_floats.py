@@ -99,7 +99,7 @@ def way(request, monkeypatch):
     elif not multiply_add.COMPLEX_PRODUCT_FUSES:
         pytest.skip("NumPy's complex product rounds twice on this processor")
     else:
-        monkeypatch.setattr(multiply_add, "_WORTH_COMPLEX", 2)
+        monkeypatch.setattr(multiply_add, "WORTH_COMPLEX", 2)
     return request.param
 
 

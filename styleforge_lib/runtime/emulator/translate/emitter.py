@@ -245,6 +245,9 @@ class Emitter:
         self.optional: set[str] = set()
         self.sums: dict[int, tuple[int, int]] | None = None  # which instructions are one sum, once `floats` has looked
         self.shared_sums: dict[int, object] = {}  # and which of these sums share their factors
+        self.two_products: dict[int, tuple[int, int]] = {}  # and which are sums of two products
+        self.rows: dict[tuple[str, str], object] = {}  # address and dtype -> loads that are done at once
+        self.products: dict[str, tuple[str, str]] = {}  # variable -> the factors that it is the product of
 
     # --- code ------------------------------------------------------------------------------------------------------
 
@@ -398,9 +401,10 @@ class Emitter:
                 values.append(self.as_dtype(variable, dtype, self.code.dtypes[name]))
         self.line(f"return ({', '.join(values)}{',' if values else ''})")
         name = f"block_{self.block.index}"
-        head = f"def {name}({', '.join(['m', 'L', *self.inputs.values()])}):"
+        # The list is emptied, so that a register's memory is free for the next result once it has been read last.
+        inputs = f"{', '.join(self.inputs.values())}, = taken; taken.clear()" if self.inputs else "pass"
         lines = _without_unused(self.lines, self.optional)
-        return "\n    ".join([head, *_with_deletions(lines)]), list(self.inputs), outputs
+        return "\n    ".join([f"def {name}(m, L, taken):", inputs, *_with_deletions(lines)]), list(self.inputs), outputs
 
     def _translate(self, found: Rule, instruction: Instruction) -> None:
         try:

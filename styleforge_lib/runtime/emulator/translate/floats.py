@@ -2,7 +2,7 @@
 
 NumPy rounds +, -, *, / and sqrt to nearest as IEEE 754 and PTX (.rn) do. The rest is built on float64:
 
-- fused multiply-add of float32: see `multiply_add`.
+- fused multiply-add of float32: see `multiply_add`, `matrix_sums` and `two_products`.
 - directed rounding (.rz .rm .rp): round to nearest, compare with the exact result, step to the neighbour if needed.
 - fused multiply-add of float64: Boldo and Melquiond's algorithm, with Python's fractions where exponents are extreme.
 """
@@ -20,6 +20,7 @@ from .emitter import HELPERS, dtype_name, helper, rule
 from .integers import integer_add, integer_divide, integer_extreme, integer_sign
 from .matrix_sums import shared_sums
 from .multiply_add import chains, directed, repaired, to_odd, two_sum_error
+from .two_products import factors_shared
 
 F4, F8 = np.float32, np.float64
 _TWO_SUM_SAFE = 2.0**1000
@@ -205,6 +206,11 @@ def float_binary(e, ins, m) -> None:
     rounding, ftz, sat = _mode(m, kind)
     m.finish()
     a, b = (operand(e, value, kind, ftz) for value in ins.operands[1:3])
+    if ins.opcode == "mul" and (kind, rounding, ftz, sat) == ("f32", "rn", False, False):
+        product = e.new(f"{a} * {b}", only_if_used=True)
+        e.products[product] = (a, b)
+        e.set(ins.operands[0], product, kind)
+        return
     finish(e, ins.operands[0], _binary(e, ins.opcode, kind, rounding, a, b), kind, ftz, sat)
 
 
@@ -272,6 +278,12 @@ def fused(e, ins, m) -> None:
     if (shared := e.shared_sums.get(id(ins))) is not None:
         shared.add(e, ins, a, b, c)
         return
+    if (factors := e.two_products.get(id(ins))) is not None:
+        a, b = (a, b)[:: 1 - 2 * factors[0]]
+        x, y = e.products[c][:: 1 - 2 * factors[1]]
+        pair = e.form(a, f"with {x}", f"TwoProducts({a}, {x})")
+        e.set_expression(ins.operands[0], f"{pair}.sum({b}, {y})", kind)
+        return
     if count < 2:
         finish(e, ins.operands[0], _fused(e, kind, rounding, a, b, c), kind, ftz, sat)
         return
@@ -286,6 +298,7 @@ def _place_in_sum(e, ins) -> tuple[int, int]:
         after = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1} | set(e.code.accumulators)
         e.sums = chains(block, after if block.last is None else after | set(read(block.last)))
         e.shared_sums = shared_sums(block, e.sums, e.code.varying)
+        e.two_products = factors_shared(block, after, {*e.sums, *e.shared_sums})
     return e.sums.get(id(ins), (0, 1))
 
 
@@ -405,13 +418,15 @@ def extreme(a, b, largest, propagate):
     """Min or max: NaN loses (or wins, .NaN), and -0 is less than +0."""
     function = (np.maximum if propagate else np.fmax) if largest else (np.minimum if propagate else np.fmin)
     result = function(a, b)
-    zero = result == 0
-    if not zero.any():
+    # NumPy takes either of two zeros: only a result of -0 may be wrong for a max, and only one of +0 for a min.
+    size = 8 * result.itemsize
+    wrong, kind = (-1 << (size - 1), f"i{size // 8}") if largest else (0, f"u{size // 8}")
+    if result.view(kind).min() != wrong:
         return result
     # Of two zeros, max takes the sign bit both have, as their sum does, min the one either has; a lone zero stays.
     if not isinstance(result, np.ndarray):
         return _extreme_of_zeros(a, b, largest) if a == 0 and b == 0 else result
-    where = np.nonzero(zero)
+    where = np.nonzero(result == 0)
     x, y = (picked(value, where) for value in (a, b))
     both = (x == 0) & (y == 0)
     result[where] = np.where(both, _extreme_of_zeros(x, y, largest), result[where])

@@ -209,7 +209,7 @@ def _by_matrices(addends, factors, weights, kept):
     if shape is None or math.prod(shape) < _WORTH_LANES:
         return None
     table = _table(weights, shape)
-    if table is None or any(np.min(value.view(_I4)) == _NEGATIVE_ZERO for value in addends):
+    if table is None or any(value.view(_I4).min() == _NEGATIVE_ZERO for value in addends):
         return None
     unit = _unit(table, shape[1])
     if unit < _LEAST_UNIT and kept is None:
@@ -227,8 +227,7 @@ def _by_matrices(addends, factors, weights, kept):
 def _shape(values) -> tuple[int, int] | None:
     """Return the shape of what is made of some values; None unless it has two axes. NumPy takes longer to tell."""
     tall = wide = 0
-    for value in values:
-        shape = value.shape
+    for shape in {value.shape for value in values}:
         if len(shape) == 2:
             tall, wide = max(tall, shape[0]), max(wide, shape[1])
         elif shape:
@@ -252,6 +251,8 @@ def _table(weights, shape: tuple[int, int]) -> np.ndarray | None:
 def _unit(table: np.ndarray, columns: int) -> int:
     """Return into how many blocks at a time the lanes can be cut, so that those of each piece share their weights."""
     bits = table.view(_U4)
+    if bits.shape[2] > 1 and (bits[:, :, 0] != bits[:, :, 1]).any():
+        return 1
     changes = np.flatnonzero((bits[:, :, 1:] != bits[:, :, :-1]).any(axis=(0, 1))) + 1
     return math.gcd(columns, *changes.tolist())
 
@@ -363,7 +364,7 @@ def _in_pieces(value, top: int, height: int, unit: int):
 def _matrix(table: np.ndarray, pieces: int, unit: int, sizes: _Sizes) -> np.ndarray:
     """Return the matrices of ones and weights by which each piece is multiplied; rows that are no sum are zero."""
     matrix = np.zeros((pieces, sizes.rows, sizes.sums + table.shape[1]), _F4)
-    matrix[:, range(sizes.sums), range(sizes.sums)] = 1
+    matrix.reshape(pieces, -1)[:, : sizes.sums * matrix.shape[2] : matrix.shape[2] + 1] = 1
     matrix[:, : sizes.sums, sizes.sums :] = table[:, :, ::unit].transpose(2, 0, 1)
     return matrix
 

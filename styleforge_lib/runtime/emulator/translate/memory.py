@@ -97,6 +97,9 @@ def _ld(e, ins, m):
     where, delta = _located(e, address, space, site)
     first = next(register for register in targets if register is not None)
     name = dtype_name(_load_dtype(e, first, kind))
+    if count == 1 and space == "shared" and width == 4 and not delta % 4 and _same_in_block(e, address):
+        e.set(first, _row(e, where, delta, name, site), _kind_of(e, first, kind))
+        return
     if count == 1:
         e.set_expression(first, f"m.load_one({where}, {delta}, {name}, {site})", _kind_of(e, first, kind))
         return
@@ -104,6 +107,40 @@ def _ld(e, ins, m):
     for position, register in enumerate(targets):
         if register is not None:
             e.set_expression(register, f"{loaded}[{position}]", _kind_of(e, first, kind))
+
+
+def _same_in_block(e, address: Mem) -> bool:
+    return not isinstance(address.base, Reg) or address.base.name not in e.code.varying
+
+
+def _row(e, where: str, delta: int, dtype: str, site: str) -> str:
+    """Emit a load of a word that a whole block reads, together with one before if only arithmetic lies in between."""
+    rows = e.rows.get((where, dtype))
+    if rows is None or any("m." in line for line in e.lines[rows.seen :]):
+        rows = e.rows[where, dtype] = Rows(len(e.lines))
+        e.lines.append("")
+    rows.seen = len(e.lines)
+    e.count += 1
+    rows.targets.append(f"v{e.count}")
+    rows.deltas.append(str(delta))
+    rows.sites.append(site)
+    targets, deltas, sites = (", ".join(names) for names in (rows.targets, rows.deltas, rows.sites))
+    e.lines[rows.place] = (
+        f"{targets} = m.load_one({where}, {deltas}, {dtype}, {sites})"
+        if len(rows.targets) == 1
+        else f"{targets} = m.load_rows({where}, ({deltas}), {dtype}, ({sites}))"
+    )
+    return rows.targets[-1]
+
+
+class Rows:
+    """Words that are loaded at once: the line of code that does it, and how far nothing behind it concerns memory."""
+
+    def __init__(self, place: int):
+        self.place, self.seen = place, place + 1
+        self.targets: list[str] = []
+        self.deltas: list[str] = []
+        self.sites: list[str] = []
 
 
 def _wide_access(e, ins, m, space: str, count: int, verb: str) -> tuple[str, int, str]:

@@ -29,7 +29,7 @@ F4, F8, C8 = np.float32, np.float64, np.complex64
 _C8 = np.dtype(C8)
 _MIDPOINT = np.int32(-(2**31))
 _THREE = np.int32(3)
-_WORTH_COMPLEX = 256  # elements; fewer are faster in float64, and a loop over one element need not be fused
+WORTH_COMPLEX = 256  # elements; fewer are faster in float64, and a loop over one element need not be fused
 _LOOP = 8192  # elements of one inner loop of NumPy: its own buffers are as long
 _MOST_PAIRS = 32
 
@@ -124,7 +124,7 @@ def _room_of(value) -> tuple[np.ndarray | None, int]:
     return (room, side) if whole else (None, 0)
 
 
-def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+def fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
     """Whether a shape broadcasts into another."""
     return shape == into or not shape or all(have in (1, want) for have, want in zip(shape, into, strict=True))
 
@@ -142,11 +142,11 @@ def fma32(a, b, c):
     """
     if a.size > b.size:
         a, b = b, a
-    if (b.size if b.size > c.size else c.size) < _WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
-        return _fma32_wide(a.astype(F8), b.astype(F8), c)
+    if (b.size if b.size > c.size else c.size) < WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
+        return fma32_wide(a.astype(F8), b.astype(F8), c)
     for held, other, sign in ((c, b, 1), (b, c, -1)):
         room, side = _room_of(held)
-        if room is None or not _fits(other.shape, held.shape):
+        if room is None or not fits(other.shape, held.shape):
             continue
         if side:
             room.real, sign = other, -sign
@@ -165,7 +165,7 @@ def fma32(a, b, c):
 
 def _product(a, sign: int, room: np.ndarray) -> np.ndarray:
     """Return the real (sign -1) or imaginary part of (a, sign) times a complex array."""
-    out = _room(room.shape if _fits(a.shape, room.shape) else np.broadcast_shapes(a.shape, room.shape), sign > 0)
+    out = _room(room.shape if fits(a.shape, room.shape) else np.broadcast_shapes(a.shape, room.shape), sign > 0)
     _multiply(a, sign, room, out)
     return out.imag if sign > 0 else out.real
 
@@ -188,7 +188,7 @@ class RunningSum:
         if a.size > b.size:
             a, b = b, a
         room = self.room
-        if room is None or not (_fits(b.shape, room.shape) and _fits(a.shape, room.shape)):
+        if room is None or not (fits(b.shape, room.shape) and fits(a.shape, room.shape)):
             self._begin(a, b, self.value if room is None else self.halves[self.side])
             return self
         side = self.side
@@ -205,7 +205,7 @@ class RunningSum:
     def _begin(self, a, b, value) -> None:
         """Add to a value that may not be changed."""
         self.room = None
-        if max(b.size, value.size) < _WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
+        if max(b.size, value.size) < WORTH_COMPLEX or not COMPLEX_PRODUCT_FUSES:
             self.value = fma32(a, b, value)
             return
         shape = np.broadcast_shapes(a.shape, b.shape, value.shape)
@@ -250,7 +250,7 @@ def chains(block: Block, live_after: set[str]) -> dict[int, tuple[int, int]]:
     following = {
         number: others[0]
         for number, others in enumerate(readers)
-        if len(others) == 1 and number not in lasting and _is_plain(items[number])
+        if len(others) == 1 and number not in lasting and sums_products(items[number])
         and _adds_to(items[others[0]], items[number].operands[0].name)
     }  # fmt: skip
     found: dict[int, tuple[int, int]] = {}
@@ -262,13 +262,14 @@ def chains(block: Block, live_after: set[str]) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _is_plain(item: Instruction) -> bool:
+def sums_products(item: Instruction) -> bool:
+    """Whether an instruction is a plain multiply-add of float32."""
     return item.opcode == "fma" and item.modifiers == ("rn", "f32") and isinstance(item.operands[0], Reg)
 
 
 def _adds_to(item: Instruction, name: str) -> bool:
     """Whether an instruction adds a product to a register, which is not in the product too."""
-    if not _is_plain(item):
+    if not sums_products(item):
         return False
     in_a, in_b, is_c = (getattr(operand, "name", "") == name for operand in item.operands[1:])
     return is_c and not in_a and not in_b
@@ -303,7 +304,7 @@ COMPLEX_PRODUCT_FUSES = _complex_product_fuses()
 # --- by way of float64 ------------------------------------------------------------------------------------------------
 
 
-def _fma32_wide(a, b, c):
+def fma32_wide(a, b, c):
     """float32 of a * b + c from float64 a and b: the sum's second rounding is repaired where it could tell."""
     total = a * b + c.astype(F8)
     Underflow.seen = False

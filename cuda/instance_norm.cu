@@ -212,7 +212,8 @@ struct Held {
 };
 
 // While a warp waits for the other blocks of the plane, the others let the piece of the block that will take this one's
-// place come into the L2 cache. x: where the plane begins. RESIDENT: blocks that a multiprocessor holds.
+// place come into the L2 cache: measured to bring 4 % at 64 planes of 1 MB, and nothing at 64 of 512 KB. x: where the
+// plane begins. RESIDENT: blocks that a multiprocessor holds.
 template <int RESIDENT, typename T>
 __device__ void prefetch(const T* x, long long size, long long length, int pieces) {
     int processors;

@@ -1,6 +1,7 @@
 """What all tests share: how they are dealt out to the workers of pytest-xdist, and who was launched."""
 
 import os
+import signal
 
 import pytest
 
@@ -75,3 +76,11 @@ def launched(monkeypatch):
         Kernel, "__call__", lambda self, *args, **more: (names.append(self.name), call(self, *args, **more))
     )
     return names
+
+
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt, also where whoever started the tests ignores it, as background jobs do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

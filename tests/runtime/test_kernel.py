@@ -623,7 +623,7 @@ SLOW = """extern "C" __global__ void slow(float* y, int turns) {
 }"""
 
 
-def test_a_long_launch_shows_a_bar_and_can_be_interrupted(emulated, capsys):
+def test_a_long_launch_shows_a_bar_and_can_be_interrupted(emulated, interruptible, capsys):
     slow, y = compile_cuda(SLOW), np.zeros(32, np.float32)
     slow((1,), (32,), (y, 10))
     assert capsys.readouterr().err == ""

@@ -46,7 +46,7 @@ def test_reports_are_rare(emulated):
     assert len(reports) <= (time.monotonic() - start) / schedule._BETWEEN_REPORTS + 1
 
 
-def test_interrupted(emulated):
+def test_interrupted(emulated, interruptible):
     wanted = launch(emulated, 4, 10)
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     before = np.geterr()

@@ -74,8 +74,8 @@ def pieces(parts: int, size: int, step: int, itemsize: int, blocks: int) -> tupl
 def held(planes: int, size: int, itemsize: int, blocks: int) -> bool:
     """Whether blocks hold NCHW planes of `size` numbers, and are well filled: most of each, and most of `blocks`.
 
-    Then every number is read once. Measured on an H200 (tools/tune_instance_norm.py): with less in each block, or with
-    more than it holds, cuda/instance_norm.cu is faster, whose smaller blocks write while others read.
+    Then every number is read once. With less in each block, or with more than it holds, cuda/instance_norm.cu is
+    faster, whose smaller blocks write while others read: records/tune_instance_norm.txt is what an H200 showed.
     """
     length, cut = pieces(planes, size, VECTOR_BYTES // itemsize, itemsize, blocks)
     room = (SLOTS + KEPT) * CHUNK

@@ -224,8 +224,8 @@ def test_it_compiles_for_each_card_without_flushing_denormals_or_spilling(file, 
     for name in module.kernels:
         resources = module.kernel(name).resources
         # With 64 registers, for four blocks, an address or two waits in local memory, and no vector: that is the price
-        # of `prefetch`, with which a float32 plane of 1 MB was measured to take 4 % less on an H200.
-        assert resources.local <= (24 if "held8" in name else 0), name
+        # of `prefetch`, with which float32 planes of 1 MB were measured to take 4 % less on an H200.
+        assert resources.local <= ((24 if arch == "sm_75" else 8) if "held8" in name else 0), name
         threads, resident = norm.SWEEP_THREADS, norm.SWEEP_RESIDENT
         if "nhwc" in name:
             threads, resident = norm.THREADS, norm.PIXELS_RESIDENT

@@ -210,7 +210,7 @@ def _hold(
     answers = _answers(operator, values)
     outputs = [
         Guarded(name, tuple(peer.shape), peer.dtype, device, case.output_offset, POISON)
-        for name, (_, peer) in zip(operator.outputs, answers, strict=True)
+        for name, (_, peer, _) in zip(operator.outputs, answers, strict=True)
     ]
 
     _run(launcher, inputs, outputs)
@@ -245,15 +245,16 @@ def _afford(budget: Budget, launcher: Callable, inputs: list, outputs: list[Guar
         raise _WrongError("over budget", f": {words}")
 
 
-def _answers(operator: Operator, values: tuple) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return, for each output, the float64 reference and what PyTorch makes of the same inputs."""
+def _answers(operator: Operator, values: tuple) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return, for each output, the float64 reference, what PyTorch makes of the same inputs, and the sizes of terms."""
     wide = [
         value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in values
     ]
     with torch.no_grad():
         expected, peer = operator.reference(*wide), operator.pytorch(*values)
-    expected, peer = ((item,) if isinstance(item, torch.Tensor) else item for item in (expected, peer))
-    return list(zip(expected, peer, strict=True))
+        terms = expected if operator.terms is None else operator.terms(*wide)
+    answers = ((item,) if isinstance(item, torch.Tensor) else item for item in (expected, peer, terms))
+    return list(zip(*answers, strict=True))
 
 
 def _shape(value: object) -> tuple[int, ...] | None:
@@ -303,11 +304,13 @@ def _run(launcher: Callable, inputs: list, outputs: list[Guarded]) -> None:
 # One output
 
 
-def _judge(operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch.Tensor) -> bool:
+def _judge(
+    operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch.Tensor, terms: torch.Tensor
+) -> bool:
     """Raise unless every element is within its tolerance; return whether each is the reference, rounded."""
     got, dtype = out.tensor.cpu(), out.tensor.dtype
     value, rounded = got.double(), expected.to(dtype).double()
-    allowed = _tolerance(operator, expected, peer)
+    allowed = _tolerance(operator, expected, peer, terms)
     finite = value.isfinite() & rounded.isfinite()
     off = torch.where(finite, (value - expected).abs(), torch.inf)
     alike = (value == rounded) | (value.isnan() & rounded.isnan())
@@ -326,10 +329,12 @@ def _judge(operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch
     )
 
 
-def _tolerance(operator: Operator, expected: torch.Tensor, peer: torch.Tensor) -> torch.Tensor:
+def _tolerance(
+    operator: Operator, expected: torch.Tensor, peer: torch.Tensor, terms: torch.Tensor
+) -> torch.Tensor:
     """Return, for each element, twice PyTorch's error plus the operator's floor plus half an ulp."""
     error = torch.where(peer.isfinite() & expected.isfinite(), (peer.double() - expected).abs(), 0.0)
-    size = torch.where(expected.isfinite(), expected.abs(), 0.0)
+    size = torch.where(terms.isfinite(), terms.abs(), 0.0)
     if operator.pooled:
         error, size = (value.amax(operator.pooled, keepdim=True) for value in (error, size))
     return 2 * error + operator.floor * size + ulp(expected, peer.dtype) / 2

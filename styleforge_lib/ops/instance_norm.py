@@ -290,6 +290,13 @@ def fused_pytorch(x, weight, bias, residual, relu, eps) -> torch.Tensor:
     return out.relu() if relu else out
 
 
+def fused_terms(x, weight, bias, residual, relu, eps) -> torch.Tensor:
+    """Return how large the terms are whose sum the result is."""
+    terms = fused_reference(x, weight, None, None, False, eps).abs()
+    terms = terms if bias is None else terms + bias.abs().view(1, -1, *[1] * (x.dim() - 2))
+    return terms if residual is None else terms + residual.abs()
+
+
 def fused_cost(x, weight, bias, residual, relu, eps) -> Cost:
     """Each tensor is moved once; an addition for the mean, three operations for the variance, two to normalise."""
     steps = sum((6, weight is not None, bias is not None, residual is not None, bool(relu)))
@@ -395,5 +402,6 @@ FUSED = Operator(
     launch=launch_fused,
     cases=_cases(_options),
     cost=fused_cost,
+    terms=fused_terms,
     **_ALIKE,
 )

@@ -54,6 +54,8 @@ class Operator:
     them counts for all: (-2, -1) where a whole plane is divided by one deviation, () where each element stands alone.
     floor: what any kernel may be off by besides, as a part of the largest finite result along those dimensions: 0 where
     PyTorch's yardstick has the kernel's own precision, some roundings where it is finer (float64 sums on the CPU).
+    terms(*inputs): how large the terms are that a result is the sum of, where they may cancel or a ReLU may drop the
+    large ones: what they were rounded to stays in the small results, so the floor is a part of the largest of these.
     signed_zeros: whether -0 and 0 are different answers.
     """
 
@@ -68,4 +70,5 @@ class Operator:
     dtypes: tuple[torch.dtype, ...] = FAST_DTYPES
     pooled: tuple[int, ...] = ()
     floor: float = 0.0
+    terms: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     signed_zeros: bool = False

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -421,6 +422,26 @@ def test_the_floor_is_a_part_of_the_largest_result(capsys):
     assert check(operator, off_by(0.9e-3))
     assert not check(operator, off_by(1.1e-3))
     assert not check(operator, off_by(float("nan")))
+
+
+def test_the_floor_is_a_part_of_what_cancels(capsys):
+    def rest(x):
+        return plane_sum(x).relu()
+
+    operator = Operator(
+        **{
+            **vars(SUM),
+            "reference": rest,
+            "pytorch": lambda x: rest(x.double()).to(x.dtype),
+            "cases": (Case("all is dropped", lambda generator, dtype: (-torch.ones(1, 2, 8, 8, dtype=dtype),)),),
+            "floor": 1e-3,
+        }
+    )
+    wide = replace(operator, terms=lambda x: x.abs().sum((-2, -1), keepdim=True))
+    assert check(wide, lambda x, out: out.fill_(0.9e-3 * 64))
+    assert not check(wide, lambda x, out: out.fill_(1.1e-3 * 64))
+    assert not check(operator, lambda x, out: out.fill_(0.9e-3 * 64))
+    assert check(operator, lambda x, out: out.fill_(0))
 
 
 def test_a_peer_that_overflows_is_no_licence(capsys):

@@ -84,6 +84,7 @@ def nhwc(operator):
         operator,
         reference=turn(operator.reference),
         pytorch=turn(operator.pytorch),
+        terms=turn(operator.terms),
         cases=tuple(turn_case(case) for case in operator.cases),
         launch=lambda x, weight, bias, residual, relu, eps, out: norm.pixels(x, residual, out, eps, relu)(
             x, weight, bias, residual, out

@@ -11,6 +11,7 @@ address register after one look at it), `Memory` (load, store, atomic).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,14 +146,16 @@ class Bank:
         """
         return self._neighbours(number // _ROWS, dtype)[number % _ROWS]
 
-    def rows(self, numbers: list[int], dtype: np.dtype) -> list:
-        """Return `row` of some words."""
-        first, last = min(numbers) // _ROWS, max(numbers) // _ROWS
+    def rows(self, numbers: Sequence[int], dtype: np.dtype) -> list:
+        """Return `row` of some words, sooner if they follow each other (a range)."""
+        in_order = type(numbers) is range
+        least, most = (numbers[0], numbers[-1]) if in_order else (min(numbers), max(numbers))
+        first = least // _ROWS
         found = self._neighbours(first, dtype)
-        for group in range(first + 1, last + 1):
+        for group in range(first + 1, most // _ROWS + 1):
             found = found + self._neighbours(group, dtype)
         first *= _ROWS
-        return [found[number - first] for number in numbers]
+        return found[least - first : most + 1 - first] if in_order else [found[number - first] for number in numbers]
 
     def _neighbours(self, group: int, dtype: np.dtype) -> list:
         key = (group, dtype.num)
@@ -160,9 +163,10 @@ class Bank:
         if found is None:
             rows = self.typed(dtype)[group * _ROWS : (group + 1) * _ROWS].copy()
             bits = rows.view(_U4)
-            same = (bits == bits[:, :1]).all(axis=1).tolist()
-            found = [rows[k, 0] if one else rows[k : k + 1] for k, one in enumerate(same)]
-            self._rows[key] = found
+            found = self._rows[key] = list(rows[:, None])
+            if np.count_nonzero(bits[:, 0] == bits[:, -1]):
+                for number in np.flatnonzero((bits == bits[:, :1]).all(axis=1)).tolist():
+                    found[number] = rows[number, 0]
         return found
 
 
@@ -401,13 +405,20 @@ class Memory:
             return data[index + skip]
         return data[skip:].take(index) if at.low >= 0 else data.take(index + skip)
 
-    def load_rows(self, at, deltas: tuple[int, ...], dtype: np.dtype, sites: tuple[Site, ...]) -> list:
-        """Load words of shared memory that should be the same for all threads of a block, one after the other."""
+    def load_rows(self, at, deltas: Sequence[int], dtype: np.dtype, sites: tuple[Site, ...]) -> list:
+        """Load words of shared memory that should be the same for all threads of a block, one after the other.
+
+        Those that lie side by side in this order have a range for `deltas`.
+        """
         if type(at) is Located and self.trace is None and type(at.offset) is int and at.lanes.is_full:
-            region = at.region
-            inside = at.low >= 0 and at.high + max(deltas) + 4 <= region.size
+            region, offset = at.region, at.offset
+            in_order = type(deltas) is range
+            inside = at.low >= 0 and at.high + (deltas[-1] if in_order else max(deltas)) + 4 <= region.size
             if inside and region.banked and region.shared and not at.address_bits & 3:
-                return region.rows([(at.offset + delta) >> 2 for delta in deltas], dtype)
+                if in_order:
+                    first = (offset + deltas[0]) >> 2
+                    return region.rows(range(first, first + len(deltas)), dtype)
+                return region.rows([(offset + delta) >> 2 for delta in deltas], dtype)
         return [self.load_one(at, delta, dtype, site) for delta, site in zip(deltas, sites, strict=True)]
 
     def load(self, at, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:

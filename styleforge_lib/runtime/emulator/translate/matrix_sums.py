@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,9 @@ _ROWS = (8, 4, 3, 2)  # of a matrix product: one is a vector, and other loops
 _WIDE = 64  # lanes side by side that are worth a matrix product of their own
 _LANES_AT_ONCE = 16384
 _PITCH = 16  # elements
-_SMALL = np.float32(2.0**-50)  # products of larger numbers are whole multiples of the least float32
+_ONE = np.uint32(1)
+# Twice the bits of 2^-50, less one: products of larger numbers are whole multiples of the least float32.
+_SMALL = np.uint32((127 - 50 << 24) - 1)
 _NEGATIVE_ZERO = -(2**31)
 # Where values come from that each thread has for itself.
 _OF_A_LANE = frozenset(("atom", "shfl", "match", "elect", "ldmatrix", "mma", "wmma", "wgmma"))
@@ -250,10 +253,10 @@ def _table(weights, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _unit(table: np.ndarray, columns: int) -> int:
     """Return into how many blocks at a time the lanes can be cut, so that those of each piece share their weights."""
-    bits = table.view(_U4)
-    if bits.shape[2] > 1 and (bits[:, :, 0] != bits[:, :, 1]).any():
+    bits = table.view(_U4).reshape(-1, table.shape[2])
+    if bits.shape[1] > 1 and np.count_nonzero(bits[:, 0] != bits[:, 1]):
         return 1
-    changes = np.flatnonzero((bits[:, :, 1:] != bits[:, :, :-1]).any(axis=(0, 1))) + 1
+    changes = np.flatnonzero((bits[:, 1:] != bits[:, :-1]).any(axis=0)) + 1
     return math.gcd(columns, *changes.tolist())
 
 
@@ -335,7 +338,7 @@ def _put(matrix: np.ndarray, operands: np.ndarray, sizes: _Sizes, target: np.nda
 
 def _kept(kept: list, key: tuple, factors: tuple) -> list:
     """Return the rooms of a call, third in `kept`: those of an earlier call, where it had the same factors."""
-    if not (kept and kept[0] == key and all(one is other for one, other in zip(kept[1], factors, strict=True))):
+    if not (kept and kept[0] == key and all(map(operator.is_, kept[1], factors))):
         kept[:] = [key, factors, [], None]
     return kept[2]
 
@@ -379,8 +382,8 @@ def _have_small(factors, kept: list | None) -> bool:
 
 
 def _has_small(value) -> bool:
-    size = np.abs(value)
-    return bool(((size < _SMALL) & (size != 0)).any())
+    size = value.view(_U4) << _ONE  # without the sign; one less is a large number for zero alone
+    return np.count_nonzero(size - _ONE < _SMALL) > 0
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------

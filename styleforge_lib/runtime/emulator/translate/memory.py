@@ -122,14 +122,15 @@ def _row(e, where: str, delta: int, dtype: str, site: str) -> str:
     rows.seen = len(e.lines)
     e.count += 1
     rows.targets.append(f"v{e.count}")
-    rows.deltas.append(str(delta))
+    rows.deltas.append(delta)
     rows.sites.append(site)
-    targets, deltas, sites = (", ".join(names) for names in (rows.targets, rows.deltas, rows.sites))
-    e.lines[rows.place] = (
-        f"{targets} = m.load_one({where}, {deltas}, {dtype}, {sites})"
-        if len(rows.targets) == 1
-        else f"{targets} = m.load_rows({where}, ({deltas}), {dtype}, ({sites}))"
-    )
+    targets, sites = ", ".join(rows.targets), ", ".join(rows.sites)
+    if len(rows.targets) == 1:
+        e.lines[rows.place] = f"{targets} = m.load_one({where}, {delta}, {dtype}, {sites})"
+    else:
+        side_by_side = range(rows.deltas[0], delta + 4, 4)
+        deltas = side_by_side if rows.deltas == list(side_by_side) else tuple(rows.deltas)
+        e.lines[rows.place] = f"{targets} = m.load_rows({where}, {deltas}, {dtype}, ({sites}))"
     return rows.targets[-1]
 
 
@@ -139,7 +140,7 @@ class Rows:
     def __init__(self, place: int):
         self.place, self.seen = place, place + 1
         self.targets: list[str] = []
-        self.deltas: list[str] = []
+        self.deltas: list[int] = []
         self.sites: list[str] = []
 
 

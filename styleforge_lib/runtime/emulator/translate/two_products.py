@@ -86,6 +86,8 @@ class TwoProducts:
 
     def sum(self, b, y):
         """Return float32 of a * b + x * y: the second product is rounded, then their sum. It may be a strided view."""
+        if self.shape is None and not self._begin(b, y):
+            return fma32(self.a, b, self.x * y)
         room = b.base
         if not (
             b.shape == self.shape
@@ -101,15 +103,18 @@ class TwoProducts:
         room.real = y
         return np.multiply(self.pair, room).imag[0]
 
+    def _begin(self, b, y) -> bool:
+        """Put (a, x) together, if sums of such shapes are worth it."""
+        shape = np.broadcast_shapes(self.a.shape, self.x.shape, b.shape, y.shape)
+        if math.prod(shape) < WORTH_COMPLEX or not COMPLEX_PRODUCT_ROUNDS:
+            return False
+        self.pair = np.empty((1, *shape), C8)
+        self.pair.real, self.pair.imag = self.a, self.x
+        self.shape, self.strides, self.row = shape, self.pair.strides[1:], y.shape
+        return True
+
     def _room_of(self, b, y) -> np.ndarray | None:
-        """Return an array of complex numbers with b for imaginary parts, one axis more; None if it is not worth it."""
-        if self.shape is None:
-            shape = np.broadcast_shapes(self.a.shape, self.x.shape, b.shape, y.shape)
-            if math.prod(shape) < WORTH_COMPLEX or not COMPLEX_PRODUCT_ROUNDS:
-                return None
-            self.pair = np.empty((1, *shape), C8)
-            self.pair.real, self.pair.imag = self.a, self.x
-            self.shape, self.strides, self.row = shape, self.pair.strides[1:], y.shape
+        """Return an array of complex numbers with b for imaginary parts, one axis more; None if b or y is larger."""
         if not (fits(b.shape, self.shape) and fits(y.shape, self.shape)):
             return None
         self.row = y.shape

@@ -304,9 +304,7 @@ def _run(launcher: Callable, inputs: list, outputs: list[Guarded]) -> None:
 # One output
 
 
-def _judge(
-    operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch.Tensor, terms: torch.Tensor
-) -> bool:
+def _judge(operator: Operator, out: Guarded, expected: torch.Tensor, peer: torch.Tensor, terms: torch.Tensor) -> bool:
     """Raise unless every element is within its tolerance; return whether each is the reference, rounded."""
     got, dtype = out.tensor.cpu(), out.tensor.dtype
     value, rounded = got.double(), expected.to(dtype).double()
@@ -329,9 +327,7 @@ def _judge(
     )
 
 
-def _tolerance(
-    operator: Operator, expected: torch.Tensor, peer: torch.Tensor, terms: torch.Tensor
-) -> torch.Tensor:
+def _tolerance(operator: Operator, expected: torch.Tensor, peer: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
     """Return, for each element, twice PyTorch's error plus the operator's floor plus half an ulp."""
     error = torch.where(peer.isfinite() & expected.isfinite(), (peer.double() - expected).abs(), 0.0)
     size = torch.where(terms.isfinite(), terms.abs(), 0.0)

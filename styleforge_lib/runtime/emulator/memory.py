@@ -178,13 +178,14 @@ class Located:
     may be too wide until `narrow` has been called.
     """
 
-    __slots__ = ("address_bits", "counts", "exact", "high", "indices", "lanes", "low", "offset", "region")
+    __slots__ = ("_steps", "address_bits", "counts", "exact", "high", "indices", "lanes", "low", "offset", "region")
 
     def __init__(self, region, lanes: Lanes, offset, low: int, high: int, address_bits: int, exact: bool = True):
         self.region, self.lanes, self.offset = region, lanes, offset
         self.low, self.high, self.address_bits, self.exact = low, high, address_bits, exact
         self.indices: dict = {}
         self.counts: dict = {}  # what `metrics` found out about this pattern of addresses
+        self._steps: tuple[int, int] | None = ()  # not looked at
 
     def index(self, shift: int, left_out: int):
         """Return the element index for elements of `1 << shift` bytes."""
@@ -194,6 +195,19 @@ class Located:
             offset = self.offset - left_out if left_out else self.offset
             found = self.indices[key] = offset >> shift
         return found
+
+    def steps(self, width: int) -> tuple[int, int] | None:
+        """Return by how much offsets grow from thread to thread and from block to block, if always by the same.
+
+        None too if accesses of `width` bytes overlap.
+        """
+        if self._steps == ():
+            self._steps = _equal_steps(self.offset)
+        if self._steps is None:
+            return None
+        (threads, blocks), (of_thread, of_block) = self.offset.shape, self._steps
+        inner, outer, count = (of_thread, of_block, threads) if of_thread < of_block else (of_block, of_thread, blocks)
+        return self._steps if (inner >= width or count == 1) and outer >= inner * (count - 1) + width else None
 
     def narrow(self) -> None:
         """Make the bounds exact."""
@@ -436,7 +450,9 @@ class Memory:
             # One row of `count` elements per lane, then the columns: fewer cache misses than `count` gathers.
             rows = data[: data.size // count * count].reshape(-1, count)
             place, skip = at.index((width * count).bit_length() - 1, 0), delta // (width * count)
-            found = rows.take(place + skip if skip else place, axis=0)
+            if at.low < 0:
+                place, skip = place + skip, 0
+            found = rows[skip:].take(place, axis=0)
             return tuple(np.ascontiguousarray(found[..., position]) for position in range(count))
         index, skip = at.index(width.bit_length() - 1, left_out), delta // width
         if isinstance(index, int):
@@ -516,15 +532,14 @@ class Memory:
         if self.later is not None:
             self.later.append((at, delta, tuple(value.copy() for value in values), dtype, site))
             return
-        wide = width * len(values)
+        wide, many = width * len(values), np.size(at.offset) > _WORTH_ROWS
+        if many and at.offset.ndim == 2 and at.offset.shape[1] <= _NARROW and (steps := at.steps(wide)) is not None:
+            first = int(at.offset[0, 0]) + delta
+            for place, value in zip(range(first, first + wide, width), values, strict=True):
+                np.ndarray(at.offset.shape, dtype, at.region.data, place, steps)[...] = value
+            return
         whole = _WHOLE.get(wide)
-        if (
-            len(values) > 1
-            and whole
-            and not at.region.base % wide
-            and not left_out
-            and np.size(at.offset) > _WORTH_ROWS
-        ):
+        if len(values) > 1 and whole and not at.region.base % wide and not left_out and many:
             # One element of `wide` bytes per lane: a quarter of the time of as many short rows.
             place, skip = at.index(wide.bit_length() - 1, 0), delta // wide
             place = place + skip if skip else place
@@ -668,10 +683,22 @@ class Memory:
 
 _U4, _I8 = np.dtype(np.uint32), np.dtype(np.int64)
 _WORTH_ROWS = 1024
+_NARROW = 64  # blocks side by side: more lie too far apart to be read thread by thread
 _ROWS = 32  # words that a bank compares at once
 # A type of as many bytes as a vector access has, to move them by.
 _WHOLE = {2: np.dtype(np.uint16), 4: _U4, 8: np.dtype(np.uint64), 16: np.dtype(np.complex128)}
 _UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+
+
+def _equal_steps(offset: np.ndarray) -> tuple[int, int] | None:
+    """Return by how much offsets grow along both axes, where that is the same everywhere, and not negative."""
+    steps = tuple(int(line[1] - line[0]) if line.size > 1 else 0 for line in (offset[:, 0], offset[0]))
+    rows, columns = (
+        line[0] + step * np.arange(line.size) for line, step in zip((offset[:, 0], offset[0]), steps, strict=True)
+    )
+    if min(steps) < 0 or (offset[:, 0] != rows).any() or (offset[0] != columns).any():
+        return None
+    return steps if (offset == rows[:, None] + (columns - columns[0])).all() else None
 
 
 def _last_where_narrow(value, index: np.ndarray):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .address_sums import AddressSums
 from .async_copies import AsyncCopies
 from .barriers import Barriers
 from .bulk_copies import BulkCopies
@@ -81,6 +82,7 @@ class Batch:
         self.locate, self.store, self.atomic = memory.locate, memory.store, memory.atomic
         self.atomic_vector = memory.atomic_vector
         self.load, self.load_one, self.load_rows = memory.load, memory.load_one, memory.load_rows
+        self.locate_sum = AddressSums(memory).locate
         self.shuffle, self.vote, self.match, self.reduce = warps.shuffle, warps.vote, warps.match, warps.reduce
         self.active_mask, self.elect = warps.active_mask, warps.elect
         self.printf, self.assertion_failed, self.trap = system.printf, system.assertion_failed, system.trap
@@ -103,10 +105,7 @@ class Batch:
 
     def _start(self) -> None:
         plan = self.plan
-        live = plan.graph.blocks[0].live_in
-        for name, bit in plan.graph.bit.items():
-            if not live >> bit & 1:
-                continue
+        for name, bit in plan.live_at_start:
             special = self._special(name) if name.startswith("%") and name not in plan.flat.registers else None
             if special is None:
                 special = _poison(plan.code.dtypes[name])

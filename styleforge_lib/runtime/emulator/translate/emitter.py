@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..control_flow import Block, Graph
+from ..control_flow import Block, Graph, read
 from ..faults import unsupported
 from ..inline import Flat
 from ..memory import Site
@@ -207,6 +208,17 @@ class KernelCode:
 
         return varying_registers(self.flat.body)
 
+    @functools.cached_property
+    def summands(self) -> frozenset[str]:
+        """The registers that are only read by additions, subtractions and multiplications of float32."""
+        plain, others = set(), set()
+        for item in self.flat.body:
+            if isinstance(item, Instruction):
+                (plain if item.opcode in ("add", "sub", "mul") and item.modifiers[-1:] == ("f32",) else others).update(
+                    read(item)
+                )
+        return frozenset(plain - others)
+
     def constant(self, value) -> str:
         """Return the name of a constant in translated code."""
         key = (value.dtype, value.tobytes()) if isinstance(value, (np.generic, np.ndarray)) else (type(value), value)
@@ -247,6 +259,9 @@ class Emitter:
         self.shared_sums: dict[int, object] = {}  # and which of these sums share their factors
         self.two_products: dict[int, tuple[int, int]] = {}  # and which are sums of two products
         self.rows: dict[tuple[str, str], object] = {}  # address and dtype -> loads that are done at once
+        # Variable of 64 bits -> the summands, and whether other instructions read one of these, too.
+        self.sums_of_two: dict[str, tuple[str, str, bool]] = {}
+        self.readers = Counter(name for instruction in block.instructions for name in read(instruction))
         self.products: dict[str, tuple[str, str]] = {}  # variable -> the factors that it is the product of
 
     # --- code ------------------------------------------------------------------------------------------------------
@@ -375,6 +390,10 @@ class Emitter:
         """Emit an expression and make it the register's value."""
         self.set(operand, self.new(expression), kind)
 
+    def lasts(self, register: Reg) -> bool:
+        """Whether a register is read behind this block."""
+        return bool(self.block.live_out >> self.code.graph.bit[register.name] & 1)
+
     @property
     def line_number(self) -> int:
         """Source line of the instruction being translated."""
@@ -416,8 +435,6 @@ class Emitter:
 
     def _check_accumulators(self, instruction: Instruction) -> None:
         """Emit a look at registers that may hold what wgmma has not finished."""
-        from ..control_flow import read
-
         names = [name for name in read(instruction) if name in self.code.accumulators]
         values = [self.register(name)[0] for name in names]
         values = [value for value in dict.fromkeys(values) if (value, "checked") not in self.forms]
@@ -428,8 +445,6 @@ class Emitter:
 
     def _read_by_end(self) -> int:
         """Return the registers that the block's end reads: a branch's predicate, a barrier's operands."""
-        from ..control_flow import read
-
         mask = 0
         if self.block.last is not None:
             for name in read(self.block.last):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..parse import Reg
 from .emitter import BITS, DTYPES, dtype_name, helper, rule
 from .packed import PAIRS, field, packed_pair
 
@@ -38,7 +39,11 @@ def integer_add(e, ins, m, sign: str) -> None:
         e.set_expression(ins.operands[0], f"saturated({a}, {b}, {sign == '+'})", kind)
         return
     if not (carry_in or carry_out):
-        e.set_expression(ins.operands[0], f"{a} {sign} {b}", kind)
+        total = e.new(f"{a} {sign} {b}", only_if_used=True)  # an address is located by its summands
+        if sign == "+" and kind in ("s64", "u64"):
+            names = {one.name for one in ins.operands[1:] if isinstance(one, Reg)}
+            e.sums_of_two[total] = (a, b, any(e.readers[name] > 1 for name in names & e.code.varying))
+        e.set(ins.operands[0], total, kind)
         return
     unsigned = "u" + kind[1:]
     a, b = e.use(ins.operands[1], unsigned), e.use(ins.operands[2], unsigned)
@@ -49,13 +54,7 @@ def integer_add(e, ins, m, sign: str) -> None:
         e.set_expression(_CARRY, f"{both}[1]", "u32")
 
 
-def _carry_register():
-    from ..parse import Reg
-
-    return Reg("%carry")
-
-
-_CARRY = _carry_register()
+_CARRY = Reg("%carry")
 
 
 @helper

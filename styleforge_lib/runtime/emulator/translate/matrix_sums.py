@@ -49,6 +49,7 @@ _ROWS = (8, 4, 3, 2)  # of a matrix product: one is a vector, and other loops
 _WIDE = 64  # lanes side by side that are worth a matrix product of their own
 _LANES_AT_ONCE = 16384
 _PITCH = 16  # elements
+_OF_COMPLEX = 4  # elements that are as long as a complex number
 _ONE = np.uint32(1)
 # Twice the bits of 2^-50, less one: products of larger numbers are whole multiples of the least float32.
 _SMALL = np.uint32((127 - 50 << 24) - 1)
@@ -331,7 +332,10 @@ def _put(matrix: np.ndarray, operands: np.ndarray, sizes: _Sizes, target: np.nda
     found = np.matmul(matrix, operands)
     if sizes.gathered:
         pieces, height, unit = target.shape[2], target.shape[1], target.shape[3]
-        target[...] = found[:, : sizes.sums].reshape(pieces, -1, height, unit).transpose(1, 2, 0, 3)
+        found = found[:, : sizes.sums].reshape(pieces, -1, height, unit)
+        if unit == _OF_COMPLEX:  # moved as one
+            found, target = found.view(np.complex128), target.view(np.complex128)
+        target[...] = found.transpose(1, 2, 0, 3)
     else:
         target[...] = found[:, :, : sizes.sums].transpose(2, 0, 1, 3)
 

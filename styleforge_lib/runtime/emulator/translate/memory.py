@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..control_flow import read, written
 from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
-from .emitter import DTYPES, dtype_name, rule
+from .emitter import DTYPES, dtype_name, helper, rule
 
 # What may follow each opcode: spaces, memory orders, and hints to the caches.
 _SPACES = {
@@ -29,6 +31,7 @@ _NAMES = {
 }
 _SCALARS = tuple(kind for kind in DTYPES if kind not in ("pred", "f16x2", "bf16x2", "bf16", "f16", "b128"))
 _WIDE = (*_SCALARS, "b128")
+_FEW = 64  # blocks: a loop over so few elements takes longer to begin than to run
 
 
 def _qualified(m, opcode: str) -> str:
@@ -45,11 +48,13 @@ def _qualified(m, opcode: str) -> str:
     return _NAMES.get(space, space)
 
 
-def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int]:
+def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int | str]:
     """Return the variable of a located address, and the offset to add to it."""
     base, offset = operand.base, operand.offset
     if isinstance(base, Reg):
         variable, dtype = e.register(base.name)
+        if variable in e.sums_of_two and space in ("global", "generic"):
+            return _located_sum(e, variable, e.lowest[base.name], offset, space, site)
         address = e.as_dtype(variable, dtype, DTYPES[f"u{8 * dtype.itemsize}"])
         low, invariant = e.lowest[base.name], base.name in e.inputs and e.inputs[base.name] == variable
     else:
@@ -61,6 +66,16 @@ def _located(e, operand: Mem, space: str, site: str) -> tuple[str, int]:
         function = "m.locate_again" if invariant else "m.locate"
         found = e.bases[key] = e.new(f"{function}({address}, {low}, {space!r}, L, {site})")
     return found, offset - low
+
+
+def _located_sum(e, variable: str, low: int, offset: int, space: str, site: str) -> tuple[str, str]:
+    """Return the same of an address that is the sum of two numbers: the offset is a variable too."""
+    key = (variable, low, space)
+    found = e.bases.get(key)
+    if found is None:
+        a, b, again = e.sums_of_two[variable]
+        found = e.bases[key] = e.new(f"m.locate_sum({a}, {b}, {again}, {low}, {space!r}, L, {site})")
+    return f"{found}[0]", f"{found}[1] + {offset - low}"
 
 
 def _vector(m) -> int:
@@ -98,7 +113,10 @@ def _ld(e, ins, m):
     first = next(register for register in targets if register is not None)
     name = dtype_name(_load_dtype(e, first, kind))
     if count == 1 and space == "shared" and width == 4 and not delta % 4 and _same_in_block(e, address):
-        e.set(first, _row(e, where, delta, name, site), _kind_of(e, first, kind))
+        row = _row(e, where, delta, name, site)
+        if first.name in e.code.summands and e.lasts(first):
+            row = e.new(f"spread({row}, L)")
+        e.set(first, row, _kind_of(e, first, kind))
         return
     if count == 1:
         e.set_expression(first, f"m.load_one({where}, {delta}, {name}, {site})", _kind_of(e, first, kind))
@@ -132,6 +150,14 @@ def _row(e, where: str, delta: int, dtype: str, site: str) -> str:
         deltas = side_by_side if rows.deltas == list(side_by_side) else tuple(rows.deltas)
         e.lines[rows.place] = f"{targets} = m.load_rows({where}, {deltas}, {dtype}, ({sites}))"
     return rows.targets[-1]
+
+
+@helper
+def spread(row, lanes):
+    """Return a row of few blocks with one element per lane, which is sooner than to broadcast it in every operation."""
+    if not isinstance(row, np.ndarray) or row.shape[0] > 1 or row.shape[1] > _FEW or not lanes.is_full:
+        return row
+    return row.repeat(lanes.universe.threads, axis=0)
 
 
 class Rows:

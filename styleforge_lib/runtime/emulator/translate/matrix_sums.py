@@ -213,7 +213,7 @@ def _by_matrices(addends, factors, weights, kept):
     if shape is None or math.prod(shape) < _WORTH_LANES:
         return None
     table = _table(weights, shape)
-    if table is None or any(value.view(_I4).min() == _NEGATIVE_ZERO for value in addends):
+    if table is None:
         return None
     unit = _unit(table, shape[1])
     if unit < _LEAST_UNIT and kept is None:
@@ -223,9 +223,16 @@ def _by_matrices(addends, factors, weights, kept):
         return None
     out = np.empty((len(addends), *shape), _F4)
     sound, zeros = _multiply(addends, factors, table, unit, sizes, kept, out)
-    if not sound or (zeros and (_has_small(table) or _have_small(factors, kept))):
+    if not sound or (zeros and not _zeros_are_right(addends, factors, table, kept)):
         return None
     return list(out)
+
+
+def _zeros_are_right(addends, factors, table: np.ndarray, kept: list | None) -> bool:
+    """Whether a sum of zero has the sign that it should have: see above."""
+    if any(value.view(_I4).min() == _NEGATIVE_ZERO for value in addends):
+        return False
+    return not (_has_small(table) or _have_small(factors, kept))
 
 
 def _shape(values) -> tuple[int, int] | None:

@@ -75,7 +75,7 @@ class Batch:
         self.polled = 0
         self._parameters: dict = {}
         self._memo: dict[tuple, tuple] = {}
-        self.kept_matrices: dict[tuple, list] = {}  # see `translate.matrix_sums`
+        self.kept: dict[tuple, list] = {}  # from turn to turn: see `translate.matrix_sums`, `two_products`
         memory, warps, system = self.memory, self.warps, self.system
         # What translated code calls.
         self.arrive = self.barriers.arrive

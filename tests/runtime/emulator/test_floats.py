@@ -10,7 +10,7 @@ from emulator_reference import DTYPES, edge_values, round_fraction, run_instruct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from styleforge_lib.runtime.emulator.translate import multiply_add
+from styleforge_lib.runtime.emulator.translate import multiply_add, special
 
 MODES = ("rn", "rz", "rm", "rp")
 OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
@@ -316,6 +316,20 @@ def test_special_functions_keep_the_manuals_bound(name):
     got = run_instruction(f"{name} d, a;", [("f32", edges)], "f32")
     with np.errstate(all="ignore"):
         assert np.array_equal(np.isfinite(got), np.isfinite(function(edges.astype(np.float64))))
+
+
+@pytest.mark.parametrize("others", [0, 3, 4000])
+def test_powers_of_mostly_zeros(others):
+    """Most are 1 and are not computed."""
+    rng = np.random.default_rng(1)
+    values = np.zeros((64, 96), np.float32)
+    values[::3] = -0.0
+    places = rng.choice(values.size, others, replace=False)
+    values.reshape(-1)[places] = rng.choice([np.nan, np.inf, -np.inf, 127.9, -149.0, 1e-30, 3.7], others)
+    with np.errstate(all="ignore"):
+        wanted = np.exp2(values.astype(np.float64)).astype(np.float32)
+        assert np.array_equal(special.exp2_32(values), wanted, equal_nan=True)
+        assert np.array_equal(special.exp2_32(values.T), wanted.T, equal_nan=True)
 
 
 FLOAT_TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}

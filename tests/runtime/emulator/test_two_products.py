@@ -71,6 +71,44 @@ def test_rounding_both_products_or_none_is_seen(monkeypatch):
         assert not two_products._complex_product_rounds()
 
 
+@pytest.mark.parametrize("hostile", [False, True])
+@pytest.mark.parametrize("others", [0, 1, 40, 3000])
+def test_where_most_lanes_only_add(others, hostile, monkeypatch):
+    """The bits of a fused multiply-add too, from turn to turn, whether the sums go on from those before or not."""
+    rng = np.random.default_rng(5)
+    added, added_up = [], two_products._mostly_added
+    monkeypatch.setattr(two_products, "_mostly_added", lambda *parts: added.append(len(parts[4])) or added_up(*parts))
+    kept, sums = [], [values(rng, FULL, hostile) for _ in range(5)]
+    for turn in range(6):
+        a, x = np.ones(FULL, np.float32), values(rng, FULL, hostile)
+        a.reshape(-1)[rng.choice(a.size, others, replace=False)] = values(rng, (others,), hostile)
+        ys = [values(rng, BY_BLOCK, hostile) for _ in sums]
+        if turn == 3:
+            sums[2] = values(rng, FULL, hostile)  # another in its place
+        if turn == 5:
+            a = values(rng, FULL)  # 1 nowhere
+        wanted = [fma32(a, np.array(b), x * y) for b, y in zip(sums, ys, strict=True)]
+        before = [(b, b.copy()) for b in sums]
+        sums = two_products.scaled_sums(a, x, list(sums), tuple(ys), kept)
+        for found, right in zip(sums, wanted, strict=True):
+            assert_same(found, right)
+        for now, then in before:
+            assert_same(now, then)
+    assert added == ([] if others == 3000 else [others] * 5)
+
+
+@pytest.mark.parametrize("shapes", [
+    (BY_THREAD, FULL, FULL, BY_BLOCK), (FULL, BY_BLOCK, FULL, BY_BLOCK), (FULL, FULL, BY_THREAD, BY_BLOCK),
+    (FULL, FULL, FULL, ()), (FULL, FULL, FULL, BY_THREAD), ((5000,), (5000,), (5000,), ()), ((), (), FULL, FULL),
+])  # fmt: skip
+def test_other_shapes_with_a_scale_of_one(shapes):
+    rng = np.random.default_rng(6)
+    _, x, b, y = (values(rng, shape) for shape in shapes)
+    a = np.ones(shapes[0], np.float32)[()]
+    for found in two_products.scaled_sums(a, x, [b] * 3, (y,) * 3, []):
+        assert_same(found, fma32(a, b, x * y))
+
+
 KERNEL = """extern "C" __global__ void k(const float* x, const float* w, float* y, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x, lanes = gridDim.x * blockDim.x;
   float s[5] = {}, t = 0;
@@ -117,7 +155,7 @@ def test_a_block_holds_no_register_that_it_has_read_last(monkeypatch):
         return one_sum(self, b, y)
 
     monkeypatch.setattr(two_products.TwoProducts, "sum", watched)
-    x, y = np.ones((6, 2048), np.float32), np.zeros((6, 2048), np.float32)
+    x, y = np.full((6, 2048), 2, np.float32), np.zeros((6, 2048), np.float32)
     program.launch("k", (32,), (64,), (x, x[:1, :35].copy(), y, np.int32(3)))
     # The block's variable, the call's argument, and the caller of getrefcount's: nobody else.
     assert max(seen[-5:]) <= 3 + (sys.version_info < (3, 11))

@@ -257,7 +257,7 @@ class Emitter:
         self.optional: set[str] = set()
         self.sums: dict[int, tuple[int, int]] | None = None  # which instructions are one sum, once `floats` has looked
         self.shared_sums: dict[int, object] = {}  # and which of these sums share their factors
-        self.two_products: dict[int, tuple[int, int]] = {}  # and which are sums of two products
+        self.scaled_sums: dict[int, object] = {}  # and which are sums of two products
         self.rows: dict[tuple[str, str], object] = {}  # address and dtype -> loads that are done at once
         # Variable of 64 bits -> the summands, and whether other instructions read one of these, too.
         self.sums_of_two: dict[str, tuple[str, str, bool]] = {}

@@ -20,7 +20,7 @@ from .emitter import HELPERS, dtype_name, helper, rule
 from .integers import integer_add, integer_divide, integer_extreme, integer_sign
 from .matrix_sums import shared_sums
 from .multiply_add import chains, directed, repaired, to_odd, two_sum_error
-from .two_products import factors_shared
+from .two_products import scaled_sums_of
 
 F4, F8 = np.float32, np.float64
 _TWO_SUM_SAFE = 2.0**1000
@@ -278,11 +278,8 @@ def fused(e, ins, m) -> None:
     if (shared := e.shared_sums.get(id(ins))) is not None:
         shared.add(e, ins, a, b, c)
         return
-    if (factors := e.two_products.get(id(ins))) is not None:
-        a, b = (a, b)[:: 1 - 2 * factors[0]]
-        x, y = e.products[c][:: 1 - 2 * factors[1]]
-        pair = e.form(a, f"with {x}", f"TwoProducts({a}, {x})")
-        e.set_expression(ins.operands[0], f"{pair}.sum({b}, {y})", kind)
+    if (scaled := e.scaled_sums.get(id(ins))) is not None:
+        scaled.add(e, ins, (a, b), e.products[c])
         return
     if count < 2:
         finish(e, ins.operands[0], _fused(e, kind, rounding, a, b, c), kind, ftz, sat)
@@ -298,7 +295,7 @@ def _place_in_sum(e, ins) -> tuple[int, int]:
         after = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1} | set(e.code.accumulators)
         e.sums = chains(block, after if block.last is None else after | set(read(block.last)))
         e.shared_sums = shared_sums(block, e.sums, e.code.varying)
-        e.two_products = factors_shared(block, after, {*e.sums, *e.shared_sums})
+        e.scaled_sums = scaled_sums_of(block, after, {*e.sums, *e.shared_sums})
     return e.sums.get(id(ins), (0, 1))
 
 

@@ -89,7 +89,7 @@ class SharedSums:
         if not self.left:
             rows = ", ".join(f"({', '.join(row)},)" for row in self.weights)
             before = set(e.inputs.values()) >= set(self.factors)  # the next turn of a loop may bring them again
-            kept = f"m.kept_matrices.setdefault({(e.block.index, e.count)}, [])" if before else None
+            kept = f"m.kept.setdefault({(e.block.index, e.count)}, [])" if before else None
             values = (f"({', '.join(names)},)" for names in (self.addends, self.factors, [rows]))
             found = e.new(f"sums_together({', '.join(values)}, {kept})")
             for number, target in enumerate(self.targets):
@@ -119,7 +119,7 @@ def shared_sums(block: Block, chains: dict[int, tuple[int, int]], varying: froze
                 )
                 alike.setdefault(key, []).append(chain)
         for group in alike.values():
-            group = _undisturbed(block, group)
+            group = undisturbed(block, group)
             if len(group) > 1 or (group and len(group[0]) >= _WORTH_ONE):
                 sums = SharedSums(common, group)
                 found.update(dict.fromkeys(sums.row_of, sums))
@@ -174,7 +174,7 @@ def _makers(block: Block) -> dict[tuple[int, str], int]:
     return makers
 
 
-def _undisturbed(block: Block, group: list[list[Instruction]]) -> list[list[Instruction]]:
+def undisturbed(block: Block, group: list[list[Instruction]]) -> list[list[Instruction]]:
     """Return the sums that may wait for the last one: nothing reads or overwrites them before."""
     place_of = {id(item): number for number, item in enumerate(block.instructions)}
     end = max(place_of[id(chain[-1])] for chain in group)

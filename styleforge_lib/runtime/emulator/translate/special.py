@@ -18,6 +18,7 @@ from .floats import finish
 from .halves import wide_half
 from .packed import half_of_pair
 
+_WORTH_SEARCHING = 4096  # elements
 _FUNCTIONS = {"ex2": "exp2", "tanh": "tanh"}
 
 
@@ -56,7 +57,16 @@ def _special(e, ins, m):
 
 @helper
 def exp2_32(a):
-    """Return 2**a through float64: NumPy's own float32 exp2 is off by two units in the last place near overflow."""
+    """Return 2**a through float64: NumPy's own float32 exp2 is off by two units in the last place near overflow.
+
+    Where most of a are zero, as by how much a maximum has grown, only the others are computed.
+    """
+    if isinstance(a, np.ndarray) and a.size >= _WORTH_SEARCHING:
+        others = a != 0
+        if 4 * np.count_nonzero(others) < a.size:
+            powers = np.ones(a.shape, np.float32)
+            powers[others] = exp2_32(a[others])
+            return powers
     return np.exp2(a.astype(np.float64)).astype(np.float32)
 
 

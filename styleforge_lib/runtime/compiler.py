@@ -37,6 +37,7 @@ PTXAS_REPORT = "--ptxas-options=-v"
 # NVRTC knows this option since 12.9. On a GPU a text that was compiled a second time, but for a macro, once came back
 # without the report of ptxas; a cache of NVRTC's own is the likely reason, and we have ours.
 NO_CACHE = "--no-cache"
+FAST = "-Ofc=max"  # compile quickly, to code that nobody is to run; since 12.9 too
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def _signatures(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...], 
         )
         probe = f"\ntemplate <int, class F> __global__ void styleforge_signature() {{}}\n{probe}"
         try:
-            probed, _, _ = _run(nvrtc, text + probe, name, *_virtual(arch, flags))
+            virtual, flags = _virtual(arch, flags)
+            probed, _, _ = _run(nvrtc, text + probe, name, virtual, (*flags, *((FAST,) if NO_CACHE in flags else ())))
         except CompileError as error:  # the text itself did compile: what fails is `decltype` of an overloaded name
             first = error.text[: -len(probe)].count("\n") + 3
             names = ", ".join(f"'{plain[item.line - first]}'" for item in error.errors)

@@ -89,6 +89,7 @@ def fitting(last, processors):
         cases=tuple(taken(case) for case in FUSED.cases),
         reference=turned(FUSED.reference),
         pytorch=turned(FUSED.pytorch),
+        terms=turned(FUSED.terms),
         launch=launch,
     )
 

@@ -129,6 +129,28 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) k(const int* x, int* y) {
     clean(trace)
 
 
+def test_a_pointer_that_is_known_when_the_kernel_runs():
+    """It is a generic address on its way, which the headers turn into one of the cluster's shared memory."""
+    text = r"""#include <cooperative_groups.h>
+namespace cg = cooperative_groups;
+extern "C" __global__ void __cluster_dims__(4, 1, 1) k(int* y, int n) {
+  auto cluster = cg::this_cluster();
+  __shared__ int told[2];
+  int t = threadIdx.x, i = blockIdx.x * 8 + t, *mine = told + n % 2;
+  if (t == 0) *mine = 100 + blockIdx.x;
+  cluster.sync();
+  int* other = cluster.map_shared_rank(mine, t % 4);
+  y[3 * i] = *other; y[3 * i + 1] = cluster.query_shared_rank(other); y[3 * i + 2] = __isClusterShared(other) + 2 * __isGlobal(other);
+  cluster.sync();
+}"""
+    y, trace = np.zeros((8, 8, 3), np.int32), Trace()
+    launch(text, y, np.int32(1), grid=8, block=8, trace=trace)
+    block, thread = np.arange(8)[:, None], np.arange(8)[None, :]
+    assert np.array_equal(y[:, :, 0], 100 + block // 4 * 4 + thread % 4)
+    assert (y[:, :, 1] == thread % 4).all() and (y[:, :, 2] == 1).all()
+    clean(trace)
+
+
 CAST = kernel("""  __shared__ __align__(128) int s[128]; __shared__ u64 b;
   if (!t) INIT(&b, 1);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

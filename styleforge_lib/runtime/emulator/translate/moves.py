@@ -85,13 +85,13 @@ def _pack(e, target, source, kind):
 @rule("cvta")
 def _cvta(e, ins, m):
     to = m.flag("to")
-    space = m.one_of("global", "shared", "local", "const", "param", "shared_cta") or m.refuse()
+    space = m.one_of("global", "shared", "local", "const", "param", "shared_cta", "shared_cluster") or m.refuse()
     if "u32" in m.left:
         m.refuse("Compile for 64-bit addresses.")
     kind = m.type("u64")
     m.finish()
     target, source = ins.operands
-    space = space.replace("_cta", "")
+    space = space.replace("_cta", "").replace("_cluster", "")
     if isinstance(source, (Sym, Mem)):
         symbol = source.base if isinstance(source, Mem) else source
         address = e.address_of(symbol) + (source.offset if isinstance(source, Mem) else 0)
@@ -106,12 +106,12 @@ def _cvta(e, ins, m):
 
 @rule("isspacep")
 def _isspacep(e, ins, m):
-    space = m.one_of("global", "shared", "local", "shared_cta") or m.refuse()
+    space = m.one_of("global", "shared", "local", "shared_cta", "shared_cluster") or m.refuse()
     m.finish()
     value = e.use(ins.operands[1], "u64")
     shift = e.constant(40, "u64")
     slot = e.new(f"({value} >> {shift})")
-    if space in ("shared", "shared_cta"):
+    if space.startswith("shared"):
         e.set_expression(ins.operands[0], f"{slot} == {e.constant(1, 'u64')}", "pred")
     elif space == "local":
         e.set_expression(ins.operands[0], f"{slot} == {e.constant(2, 'u64')}", "pred")

@@ -5,9 +5,10 @@
 
 Contiguous: how many bytes of a plane a block holds (whole_bytes: of a plane that is not cut, piece_bytes: of one that
 is; beyond 32 KB with 16 vectors a thread, else with 8), and how many blocks sweep, of how many threads, where none is
-held. Channels_last: how many blocks a multiprocessor has. Timed as replays of a CUDA graph of one call, the L2 cache
-flushed before each: what a call costs the host is not in it. The rule is a handful of constants in
-styleforge_lib/ops/instance_norm.py, which are set and restored.
+held; on Hopper also chunks of the copy engine, and planes that stream by one after the other, which no rule chooses yet
+(cuda/instance_norm_stream_hopper.cu). Channels_last: how many blocks a multiprocessor has. Timed as replays of a CUDA
+graph of one call, the L2 cache flushed before each: what a call costs the host is not in it. The rule is a handful of
+constants in styleforge_lib/ops/instance_norm.py, which are set and restored.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
 copies = importlib.import_module("styleforge_lib.ops.instance_norm_hopper")
+stream = importlib.import_module("styleforge_lib.ops.instance_norm_stream_hopper")
 
 PIECES = [{"WHOLE_BYTES": 64 << 10, "PIECE_BYTES": kb << 10} for kb in (64, 48, 32, 24, 16, 8)]
 PIECES += [{"WHOLE_BYTES": kb << 10, "PIECE_BYTES": kb << 10} for kb in (32, 16, 8)]
@@ -46,12 +48,18 @@ COPIES = [
         (256, 16, 13, 3),
     )
 ]
+# Planes that stream by: threads, KB of a chunk, chunks, and how many pieces of planes a block is to have room for.
+STREAMS = [
+    {"STREAM_THREADS": threads, "STREAM_CHUNK": kb << 10, "STREAM_SLOTS": slots, "AHEAD": ahead}
+    for threads, kb, slots in ((512, 16, 13), (512, 8, 26), (256, 16, 13), (1024, 16, 13))
+    for ahead in (2, 3, 6)
+]
 
 
 @contextlib.contextmanager
 def constants(values: dict[str, int]) -> Iterator[None]:
-    """Set constants of the rule for a while, here or in the rule for the copy engine."""
-    owners = {name: copies if hasattr(copies, name) else norm for name in values}
+    """Set constants of a rule for a while."""
+    owners = {name: next(one for one in (stream, copies, norm) if hasattr(one, name)) for name in values}
     before = {name: getattr(owner, name) for name, owner in owners.items()}
     try:
         for name, value in values.items():
@@ -96,11 +104,17 @@ def main() -> int:
                 x, weight, bias = tensors(shape, dtype, layout, device)
                 out = torch.empty_like(x)
                 tried = (PIXELS if layout == "nhwc" else PIECES + SWEEPS) + COPIES
+                tried += STREAMS if layout == "nchw" and copies.available(x.device) else []
                 times = {}
                 for values in ({}, *(tried[:: len(tried) - 1] if arguments.dry_run else tried)):
                     with constants(values):
                         name = " ".join(f"{key.lower()}={value}" for key, value in values.items()) or "the rule"
-                        run = norm.planned(x, weight, bias, None, False, norm.EPS, out)  # the function keeps its plans
+                        if "AHEAD" in values:
+                            if not stream.takes(x, out):
+                                continue
+                            run = stream.planned(x, norm.EPS, False, processors=norm.multiprocessors(x.device))
+                        else:  # the function keeps its plans
+                            run = norm.planned(x, weight, bias, None, False, norm.EPS, out)
                         times[name] = time_of(lambda run=run, args=(x, weight, bias, None, out): run(*args))
                 copy = time_of(lambda out=out, x=x: out.copy_(x))
                 words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}"

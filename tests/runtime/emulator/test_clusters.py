@@ -140,14 +140,16 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) k(int* y, int n) {
   if (t == 0) *mine = 100 + blockIdx.x;
   cluster.sync();
   int* other = cluster.map_shared_rank(mine, t % 4);
-  y[3 * i] = *other; y[3 * i + 1] = cluster.query_shared_rank(other); y[3 * i + 2] = __isClusterShared(other) + 2 * __isGlobal(other);
+  asm("{ .reg .pred p; isspacep.shared::cluster p, %1; selp.s32 %0, 1, 0, p; }" : "=r"(y[3 * i + 2]) : "l"(other));
+  y[3 * i] = *other; y[3 * i + 1] = cluster.query_shared_rank(other); y[3 * i + 2] += 2 * __isGlobal(other);
   cluster.sync();
 }"""
     y, trace = np.zeros((8, 8, 3), np.int32), Trace()
     launch(text, y, np.int32(1), grid=8, block=8, trace=trace)
     block, thread = np.arange(8)[:, None], np.arange(8)[None, :]
     assert np.array_equal(y[:, :, 0], 100 + block // 4 * 4 + thread % 4)
-    assert (y[:, :, 1] == thread % 4).all() and (y[:, :, 2] == 1).all()
+    assert (y[:, :, 1] == thread % 4).all()
+    assert (y[:, :, 2] == 1).all()
     clean(trace)
 
 

@@ -215,7 +215,7 @@ def _by_matrices(addends, factors, weights, kept):
     table = _table(weights, shape)
     if table is None:
         return None
-    unit = _unit(table, shape[1])
+    unit = _unit(table, shape[1], kept[0][0] if kept else 1)
     if unit < _LEAST_UNIT and kept is None:
         return None
     sizes = _sizes(len(addends), len(factors), *shape, unit)
@@ -259,11 +259,17 @@ def _table(weights, shape: tuple[int, int]) -> np.ndarray | None:
     return np.concatenate(flat).reshape(len(weights), -1, flat[0].shape[1])
 
 
-def _unit(table: np.ndarray, columns: int) -> int:
-    """Return into how many blocks at a time the lanes can be cut, so that those of each piece share their weights."""
+def _unit(table: np.ndarray, columns: int, before: int) -> int:
+    """Return into how many blocks at a time the lanes can be cut, so that those of each piece share their weights.
+
+    What it was before is likely to do again.
+    """
     bits = table.view(_U4).reshape(-1, table.shape[2])
     if bits.shape[1] > 1 and np.count_nonzero(bits[:, 0] != bits[:, 1]):
         return 1
+    divides = 1 < before < bits.shape[1] and not bits.shape[1] % before
+    if divides and not np.count_nonzero(bits[:, ::before].repeat(before, axis=1) != bits):
+        return before
     changes = np.flatnonzero((bits[:, 1:] != bits[:, :-1]).any(axis=0)) + 1
     return math.gcd(columns, *changes.tolist())
 

@@ -1,8 +1,9 @@
-"""What docs/xray.md shows: the comparison with Nsight Compute, and two pictures that the x-ray draws.
+"""What docs/xray.md shows: the comparison with Nsight Compute, how long launches take, and two pictures.
 
-Contents: ncu_words, ncu_table, ncu_explained (blocks); the kernels of the pictures.
+Contents: ncu_words, ncu_table, ncu_explained, emulator_speed (blocks); the kernels of the pictures.
 """
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
+from address import ROOT
 from compare_ncu import RECORD, TOLERANCE
-from page_blocks import PICTURES, block, png, table
+from page_blocks import NO_BREAK, PICTURES, block, png, table
 
 from styleforge_lib.lab.xray import XRay, xray
 from styleforge_lib.runtime import compile_cuda
@@ -84,6 +86,37 @@ def ncu_explained() -> str:
     """List the differences with their reasons."""
     rows = [row for row in record()["rows"] if row["verdict"] != "agrees"]
     return "\n".join(f"- `{row['kernel']}`, {row['space']} {row['verb']}: {row['said']}." for row in rows)
+
+
+@block
+def emulator_speed() -> str:
+    """List each kernel of the emulator's record: of its newest day, the run that others' work disturbed least."""
+    with (ROOT / "records" / "emulator.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    newest = max(row["date"] for row in rows)
+    best: dict[str, dict[str, str]] = {}
+    for row in rows:
+        speed = float(row["mega_warp_instructions_per_s"])
+        before = best.get(row["kernel"])
+        if row["date"] == newest and (not before or speed > float(before["mega_warp_instructions_per_s"])):
+            best[row["kernel"]] = row
+    lines = [
+        [
+            row["kernel"],
+            f"{int(row['lanes']):,}".replace(",", NO_BREAK),
+            f"{float(row['wall_ms']):.3g}",
+            f"{float(row['mega_warp_instructions_per_s']):.3g}",
+            f"{float(row['gflop_per_s']):.3g}",
+            f"{float(row['times_with_metrics']):.2g}x",
+            f"{float(row['times_with_races']):.2g}x",
+        ]
+        for row in best.values()
+    ]
+    head = ("kernel", "threads", "ms", "million warp instructions a second", "GFLOP/s", "with counts", "and races")
+    return table(head, lines, "lrrrrrr") + (
+        f"\n\nTwo cores of a shared {rows[-1]['machine']} machine, Python {rows[-1]['python']}, NumPy "
+        f"{rows[-1]['numpy']}, {newest}."
+    )
 
 
 # ---- the pictures ----

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .address_space import SLOT_SHIFT, Region, Site
 from .lanes import Lanes
-from .memory import SLOT_SHIFT, Located, Memory, Region, Site
+from .located import Located
+from .memory import Memory
 
 _MOST = 16  # patterns that are remembered, each as large as the lanes
 _U8, _I8 = np.dtype(np.uint64), np.dtype(np.int64)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .address_space import Site
 from .lanes import Lanes
-from .memory import Located, Memory, Site
+from .located import Located
+from .memory import Memory
 from .metrics import Trace
 
 KEPT_VISITS = 4

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .address_space import Site
 from .lanes import Lanes
-from .memory import Located, Site
+from .located import Located
 from .shadows import EPOCH, NOBODY, WARP_EPOCH, WARP_MASK, Shadow, packed
 
 

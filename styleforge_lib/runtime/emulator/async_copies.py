@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .address_space import Site, triple
 from .faults import Race
 from .lanes import Lanes
-from .memory import Located, Scattered, Site, _triple
+from .located import Located, Scattered
 from .races import RaceDetector
 
 _U1, _U4 = np.dtype(np.uint8), np.dtype(np.uint32)
@@ -228,8 +229,8 @@ class AsyncCopies:
         owner_index = self.batch.coordinates(block, owner)[1]
         verb = "reads" if site.verb == "load" else "writes"
         sentence = (
-            f"{KIND}: block {_triple(block_index)} thread {_triple(index)} {verb} byte {offset} of {at.region.name} at "
-            f"line {site.line}, where the copy that thread {_triple(owner_index)} issued at line {other.line} may not "
+            f"{KIND}: block {triple(block_index)} thread {triple(index)} {verb} byte {offset} of {at.region.name} at "
+            f"line {site.line}, where the copy that thread {triple(owner_index)} issued at line {other.line} may not "
             "have arrived: put cp.async.wait_group (or __pipeline_wait_prior) between them, and __syncthreads() behind "
             "it for the other threads"
         )

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .address_space import Site, triple
 from .control_flow import Block
 from .faults import EmulatorFault, plural, unsupported
 from .lanes import Lanes, Universe
-from .memory import Site, _triple
 from .parse import Imm, Instruction, Reg
 
 _WARP = "warp"
@@ -181,8 +181,8 @@ class Barriers:
         tail = f" at line {other_line}" if other_line else ""
         raise EmulatorFault(
             "divergent barrier",
-            f"divergent barrier: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at "
-            f"line {line}, while {plural(count, 'thread')}, e.g. thread {_triple(other_thread)}, {what}{tail}. Every "
+            f"divergent barrier: in block {triple(block_index)}, thread {triple(thread)} waits at the barrier at "
+            f"line {line}, while {plural(count, 'thread')}, e.g. thread {triple(other_thread)}, {what}{tail}. Every "
             "thread of a block must reach the same __syncthreads()",
             line=line,
             other_line=other_line,
@@ -265,10 +265,10 @@ class Barriers:
             second = int(np.flatnonzero(other[:, block])[0])
             other_thread = self.batch.coordinates(block, second)[1]
             threads = (thread, other_thread)
-            tail = f"thread {_triple(other_thread)} at another one at line {other_line}: neither can go on"
+            tail = f"thread {triple(other_thread)} at another one at line {other_line}: neither can go on"
         raise EmulatorFault(
             "deadlock",
-            f"deadlock: in block {_triple(block_index)}, thread {_triple(thread)} waits at the barrier at line {line}, "
+            f"deadlock: in block {triple(block_index)}, thread {triple(thread)} waits at the barrier at line {line}, "
             f"{tail}",
             line=line,
             other_line=other_line,

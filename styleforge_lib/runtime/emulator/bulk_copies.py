@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .address_space import POISON, SLOT_SHIFT, Site
 from .lanes import Lanes
+from .located import Scattered
 from .mbarriers import MBarrier, Spot, fault_of, spots
-from .memory import POISON, SLOT_SHIFT, Scattered, Site
 from .tensor_maps import BYTES as MAP_BYTES
 from .tensor_maps import SWIZZLE_UNITS, TensorMap, decode
 from .warpgroup_operands import swizzled

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .address_space import FUNCTION_SLOT, slot_base
 from .control_flow import build_graph, read, written
 from .inline import Copy, Flat, operands_within
-from .memory import FUNCTION_SLOT, slot_base
 from .parse import TYPE_BYTES, Function, Imm, Instruction, Label, Mem, Module, Place, Reg, Sym, Variable, Vec
 
 STACK_BYTES = 8192  # per thread; a GPU's own is 1 KiB unless the host asks for more

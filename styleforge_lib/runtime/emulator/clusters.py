@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .address_space import RANK_SHIFT, WINDOW, Site, triple
 from .control_flow import Block
 from .lanes import Lanes
-from .memory import RANK_SHIFT, WINDOW, Site, _triple
 
 _INNER = (1 << RANK_SHIFT) - 1
 
@@ -117,7 +117,7 @@ class Clusters:
             yield mask, inner[mask].astype(np.uint32), name
 
     def _left_story(self, block: int) -> str:
-        index = _triple(self.batch.coordinates(block, 0)[0])
+        index = triple(self.batch.coordinates(block, 0)[0])
         return (
             f"the shared memory of block {index}, whose threads have left the kernel: put a barrier of the cluster "
             "before the end"

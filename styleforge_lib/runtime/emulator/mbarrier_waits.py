@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .address_space import Site, triple
 from .faults import EmulatorFault, plural
-from .memory import Site, _triple
 
 
 class MBarrier:
@@ -63,7 +63,7 @@ def deadlock(batch, waiting: list[Waiting]) -> EmulatorFault:
     tail = f"; and {_story(batch, other, int(one.block[0]))[2]}" if other is not None else ""
     return EmulatorFault(
         "deadlock",
-        f"deadlock: in block {_triple(block)}, {story}{tail}. Nothing is on its way, and nobody else can run",
+        f"deadlock: in block {triple(block)}, {story}{tail}. Nothing is on its way, and nobody else can run",
         line=one.site.line,
         other_line=one.barrier.line,
         block=block,
@@ -91,7 +91,7 @@ def _story(batch, one: Waiting, inside: int | None):
         what = "the phase it waits for never comes"
     parity = "" if one.whole else f" with parity {int(one.wanted[first])}"
     return block_index, thread_index, (
-        f"thread {_triple(thread_index)} waits at line {one.site.line}{parity} for {barrier}, initialised at line "
+        f"thread {triple(thread_index)} waits at line {one.site.line}{parity} for {barrier}, initialised at line "
         f"{barrier.line}: {what}"
     )  # fmt: skip
 

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .address_space import Site
 from .control_flow import Block
 from .faults import EmulatorFault, plural
 from .lanes import Lanes
+from .located import Scattered
 from .mbarrier_waits import MBarrier, Waiting, deadlock
-from .memory import Scattered, Site
 from .parse import Imm
 from .spots import Spot, fault_of, spots
 

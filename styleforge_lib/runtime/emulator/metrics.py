@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .address_space import Site
 from .arithmetic import flops
 from .faults import EmulatorFault, Race
 from .lanes import Lanes
-from .memory import Located, Memory, Site
+from .located import Located
+from .memory import Memory
 from .races import RaceDetector
 from .warps import Warps
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .address_space import Site, triple
 from .faults import EmulatorFault, Race
-from .memory import Site, _triple
 
 WAIT_KIND = "bulk copy without its wait"
 FENCE_KIND = "missing proxy fence"
@@ -301,7 +301,7 @@ class Observations:
     def _report_unwritten(self, region, where, first: int, thread, block, site: Site) -> None:
         block_index, index = self.batch.coordinates(int(block[first]), int(thread[first]))
         sentence = (
-            f"{site.name} at line {site.line}: block {_triple(block_index)} thread {_triple(index)}: byte "
+            f"{site.name} at line {site.line}: block {triple(block_index)} thread {triple(index)}: byte "
             f"{int(where[first]) // region.owners * 4} of {region.size} in {region.name} has never been written"
         )
         self.batch.trace.faults.append(
@@ -319,8 +319,8 @@ class Observations:
         block_index, index = self.batch.coordinates(owner, int(thread[first]))
         second = self.batch.coordinates(owner, int(thread[first]) if other_thread is None else other_thread)[1]
         place = f"byte {int(where[first]) // region.owners * 4} of {region.name}"
-        sentence = f"{kind}: block {_triple(block_index)} thread {_triple(index)} " + story.format(
-            place=place, other=_triple(second)
+        sentence = f"{kind}: block {triple(block_index)} thread {triple(index)} " + story.format(
+            place=place, other=triple(second)
         )
         self.batch.trace.races.append(
             Race(kind, "shared", site.line, other.line, block_index, (index, second), sentence)

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from . import translation_cache
+from .address_space import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .batches import Batches, blocks_apart, may_run_apart, thread_count
 from .calls import STACK, flatten, function_addresses
 from .clusters import in_clusters
 from .control_flow import BARRIERS, Block, Graph, build_graph
 from .dependent_launch import before_the_wait, end_without_wait
 from .faults import unsupported
-from .memory import FIRST_FREE_SLOT, PARAMETER_SLOT, WORKSPACE_SLOT, Region, bank_base, slot_base
 from .parse import Module, Place, parse_module
 from .schedule import LANES_PER_BATCH
 from .tensor_maps import TensorMap

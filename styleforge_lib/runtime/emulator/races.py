@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .address_space import Site, triple
 from .alike import AlikeBlocks
 from .faults import Race
-from .memory import Located, Memory, Site, _triple
+from .located import Located
+from .memory import Memory
 from .shadows import EPOCH, NOBODY, SITE_MASK, WARP_EPOCH, WARP_MASK, Shadow, packed
 from .shared_globals import Placement, Publications, is_strong, written_arrays
 
@@ -305,9 +307,9 @@ class RaceDetector:
 
             other_index = _unravel(other_number, self.launch.grid)
         now, before = _VERBS[kind]
-        where = f"thread {_triple(other_thread_index)}"
+        where = f"thread {triple(other_thread_index)}"
         if other_index != block_index:
-            where = f"block {_triple(other_index)} {where}"
+            where = f"block {triple(other_index)} {where}"
         same_warp = other_index == block_index and thread >> 5 == other_thread >> 5
         advice = (
             "blocks run in any order: split the work into two launches, or publish with __threadfence() and an atomic"
@@ -317,7 +319,7 @@ class RaceDetector:
             else "put __syncthreads() between them"
         )
         sentence = (
-            f"{space} race ({kind}) on {at.region.name}: block {_triple(block_index)} thread {_triple(thread_index)} "
+            f"{space} race ({kind}) on {at.region.name}: block {triple(block_index)} thread {triple(thread_index)} "
             f"{now} byte {offset} at line {line}, which {where} {before} at line {other_line}; nothing orders the two: "
             f"{advice}"
         )

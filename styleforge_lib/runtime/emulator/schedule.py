@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .address_space import POISON, WORKSPACE_SLOT, Bank, Site, slot_base, triple
 from .address_sums import AddressSums
 from .async_copies import AsyncCopies
 from .barriers import Barriers
@@ -22,8 +23,9 @@ from .clusters import Clusters
 from .control_flow import Block
 from .faults import EmulatorFault
 from .lanes import Lanes, merge, universe_of
+from .located import Located
 from .mbarriers import MBarriers, operand_value
-from .memory import POISON, WORKSPACE_SLOT, Bank, Located, Memory, Site, _triple, slot_base
+from .memory import Memory
 from .observations import observations_of
 from .system import CLOCKS, System
 from .warpgroups import Warpgroups
@@ -369,7 +371,7 @@ class Batch:
         block_index, thread = self.coordinates(block, int(lanes.expand(lanes.thread).reshape(-1)[first]))
         raise EmulatorFault(
             "deadlock",
-            f"deadlock: block {_triple(block_index)} thread {_triple(thread)} has polled memory {POLLING_LIMIT} times "
+            f"deadlock: block {triple(block_index)} thread {triple(thread)} has polled memory {POLLING_LIMIT} times "
             f"at line {line}, and no thread got any further. Only {self.universe.blocks} blocks run at a time here: "
             "blocks that wait for each other must be that few, and every one must be launched",
             line=line,

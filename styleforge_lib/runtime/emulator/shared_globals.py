@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .address_space import SLOT_SHIFT, Region, Site
 from .control_flow import read, written
-from .memory import SLOT_SHIFT, Region, Site
 from .parse import Instruction, Mem, Reg, Sym
 
 _STRONG = frozenset(("volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"))

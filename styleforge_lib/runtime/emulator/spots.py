@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .address_space import Site, triple
 from .faults import EmulatorFault, plural
 from .lanes import Lanes
-from .memory import Scattered, Site, _triple
+from .located import Scattered
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ def fault_of(batch, kind: str, site: Site, spot: Spot, bad: np.ndarray, tail) ->
     block = int(spot.home[first])
     block_index, thread = batch.coordinates(block, int(spot.thread[first]))
     sentence = (
-        f"{site.name} at line {site.line}: {plural(chosen.size, 'thread')}, e.g. block {_triple(block_index)} thread "
-        f"{_triple(thread)}: {tail(first)}"
+        f"{site.name} at line {site.line}: {plural(chosen.size, 'thread')}, e.g. block {triple(block_index)} thread "
+        f"{triple(thread)}: {tail(first)}"
     )
     return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread,))

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
+from .address_space import Site, triple
 from .faults import EmulatorFault, plural
 from .lanes import Lanes
-from .memory import Site, _triple
 
 CLOCKS = ("clock", "clock_hi", "clock64", "globaltimer", "globaltimer_lo", "globaltimer_hi")
 _TICKS = 100  # that the clock advances at each reading: a loop that waits for it comes to its end
@@ -79,8 +79,8 @@ class System:
         block_index, thread_index = self.batch.coordinates(int(block[first]), int(thread[first]))
         return EmulatorFault(
             kind,
-            f"{what} at line {line}: {plural(lanes.count, 'thread')}, e.g. block {_triple(block_index)} thread "
-            f"{_triple(thread_index)}",
+            f"{what} at line {line}: {plural(lanes.count, 'thread')}, e.g. block {triple(block_index)} thread "
+            f"{triple(thread_index)}",
             line=line,
             block=block_index,
             threads=(thread_index,),

@@ -118,7 +118,7 @@ def _module(name: str, code, blocks: list[tuple[str, list[str], list[str]]]) -> 
     lines = [
         f'"""{name}, translated from PTX. May be deleted: it is then translated again."""',
         "import numpy as np",
-        f"from {_PACKAGE}.memory import Site",
+        f"from {_PACKAGE}.address_space import Site",
         f"from {_PACKAGE}.translate.emitter import HELPERS",
         f"from {_PACKAGE}.translation_cache import number",
         *(f"from {module} import {kind}" for module, kind in classes),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .memory import BANK_SHIFT, Site
+from .address_space import BANK_SHIFT, Site
 from .warpgroup_operands import ROWS, Accumulator, Shape, numbers, word_indices
 
 _PAIRS_AT_ONCE = 32  # warpgroups whose products are made together: their operands stay in the cache

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .address_space import BANK_SHIFT, Site, triple
 from .control_flow import Block
 from .faults import EmulatorFault
 from .lanes import Lanes
-from .memory import BANK_SHIFT, Site, _triple
 from .tokens import TOKENS, is_token, token_numbers
 from .warpgroup_operands import ROWS, WARPGROUP, Accumulator, Groups, Shape, groups_of, word_indices
 from .warpgroup_products import Product, add
@@ -367,7 +367,7 @@ class Warpgroups:
     def _worded(self, site: Site, bad, lanes: Lanes, tail, kind: str = KIND) -> EmulatorFault:
         _, block, thread, place = self.batch.memory._culprits(np.asarray(bad), lanes)
         block_index, thread_index = self.batch.coordinates(block, thread)
-        who = f"block {_triple(block_index)} thread {_triple(thread_index)}"
+        who = f"block {triple(block_index)} thread {triple(thread_index)}"
         sentence = f"{site.name} at line {site.line}: {who}: {tail(place)}"
         return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread_index,))
 
@@ -378,7 +378,7 @@ class Warpgroups:
         blocks = self.batch.universe.blocks
         pair = int(pairs[np.lexsort((pairs // blocks, pairs % blocks))[0]])
         block_index, thread = self.batch.coordinates(pair % blocks, pair // blocks * WARPGROUP)
-        sentence = f"{site.name} at line {site.line}: block {_triple(block_index)} thread {_triple(thread)}: {story}"
+        sentence = f"{site.name} at line {site.line}: block {triple(block_index)} thread {triple(thread)}: {story}"
         return EmulatorFault(kind, sentence, line=site.line, block=block_index, threads=(thread,))
 
 

@@ -10,8 +10,9 @@ import functools
 
 import numpy as np
 
+from .address_space import POISON, Site, triple
 from .lanes import Lanes
-from .memory import POISON, Memory, Site
+from .memory import Memory
 
 _LANE = np.arange(32).reshape(1, 32, 1)
 _FULL = 0xFFFFFFFF
@@ -148,8 +149,8 @@ class Warps:
 
         raise EmulatorFault(
             "inactive lane",
-            f"{site.name} at line {site.line}: block {_triple(block_index)} thread {_triple(thread)} waits for thread "
-            f"{_triple(absent)}, which its mask names and which is elsewhere: all threads in the mask must take part",
+            f"{site.name} at line {site.line}: block {triple(block_index)} thread {triple(thread)} waits for thread "
+            f"{triple(absent)}, which its mask names and which is elsewhere: all threads in the mask must take part",
             line=site.line,
             block=block_index,
             threads=(thread, absent),
@@ -290,7 +291,3 @@ def _same_width(wide: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.nd
     """Broadcasts two warp forms against each other for take_along_axis."""
     shape = np.broadcast_shapes(wide.shape, source.shape)
     return np.broadcast_to(wide, shape), np.broadcast_to(source, shape)
-
-
-def _triple(index: tuple[int, int, int]) -> str:
-    return "({},{},{})".format(*index)

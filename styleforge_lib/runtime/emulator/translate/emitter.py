@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..address_space import Site
 from ..control_flow import Block, Graph, read
 from ..faults import unsupported
 from ..inline import Flat
-from ..memory import Site
 from ..parse import TYPE_BYTES, Imm, Instruction, Mem, Not, Pair, Reg, Sym, Vec
 
 DTYPES = {

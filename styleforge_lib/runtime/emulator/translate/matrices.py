@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..address_space import Site, Snapshot
 from ..float16 import widened
-from ..memory import Located, Site, Snapshot
+from ..located import Located
 from ..parse import Reg, Vec
 from ..warps import WarpForm, Warps
 from .emitter import helper, rule

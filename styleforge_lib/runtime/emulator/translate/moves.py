@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..memory import WINDOW
+from ..address_space import WINDOW
 from ..parse import TYPE_BYTES, Imm, Mem, Reg, Sym, Vec
 from ..system import CLOCKS
 from .emitter import BITS, DTYPES, dtype_name, helper, rule

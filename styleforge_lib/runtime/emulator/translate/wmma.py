@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..memory import Site
+from ..address_space import Site
 from ..warps import Warps
 from .emitter import helper, rule
 from .matrices import address_width, elements, items, whole_form

@@ -207,8 +207,7 @@ def _signatures(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...], 
         )
         probe = f"\ntemplate <int, class F> __global__ void styleforge_signature() {{}}\n{probe}"
         try:
-            virtual, flags = _virtual(arch, flags)
-            probed, _, _ = _run(nvrtc, text + probe, name, virtual, (*flags, *((FAST,) if NO_CACHE in flags else ())))
+            probed = _quick_ptx(nvrtc, text + probe, name, *_virtual(arch, flags))
         except CompileError as error:  # the text itself did compile: what fails is `decltype` of an overloaded name
             first = error.text[: -len(probe)].count("\n") + 3
             names = ", ".join(f"'{plain[item.line - first]}'" for item in error.errors)
@@ -217,6 +216,14 @@ def _signatures(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...], 
         for match in re.finditer(r"\.entry\s+(_Z20styleforge_signatureILi(\d+)E[\w$]+)", probed):
             signatures[plain[int(match[2])]] = match[1]
     return {entry: signatures[entry] for entry in entries}
+
+
+def _quick_ptx(nvrtc, text: str, name: str, arch: str, flags: tuple[str, ...]) -> str:
+    """Return PTX that nobody is to run."""
+    if NO_CACHE in flags:
+        with contextlib.suppress(CompileError):  # inline assembly may want a constant that only optimisation finds
+            return _run(nvrtc, text, name, arch, (*flags, FAST))[0]
+    return _run(nvrtc, text, name, arch, flags)[0]
 
 
 def _define_options(defines: Mapping[str, object]) -> list[str]:

@@ -166,6 +166,49 @@ extern "C" __global__ void attention(const float* __restrict__ q, const float* _
     for (int c = 0; c < 32; c++) y[head + row * 32 + c] = sum[c] / total;
 }
 
+// The same, but 32 keys at a time: one new maximum for all of them, and the sums are scaled once.
+extern "C" __global__ void attention_by_tiles(const float* __restrict__ q, const float* __restrict__ k,
+                                              const float* __restrict__ v, float* __restrict__ y, int length) {
+  __shared__ float keys[32][32], values[32][32];
+  int row = blockIdx.x * blockDim.x + threadIdx.x;
+  size_t head = (size_t)blockIdx.y * length * 32;
+  float mine[32], sum[32] = {}, top = -1e30f, total = 0;
+  for (int c = 0; c < 32; c++) mine[c] = row < length ? q[head + row * 32 + c] * 0.17677669f : 0;
+  for (int first = 0; first < length; first += 32) {
+    int count = min(32, length - first);
+    __syncthreads();
+    for (int j = threadIdx.x; j < 32 * 32; j += blockDim.x) {
+      keys[j / 32][j % 32] = j < count * 32 ? k[head + first * 32 + j] : 0;
+      values[j / 32][j % 32] = j < count * 32 ? v[head + first * 32 + j] : 0;
+    }
+    __syncthreads();
+    float score[32], higher = top;
+    #pragma unroll
+    for (int j = 0; j < 32; j++) {
+      score[j] = 0;
+      #pragma unroll
+      for (int c = 0; c < 32; c++) score[j] += mine[c] * keys[j][c];
+    }
+    #pragma unroll
+    for (int j = 0; j < 32; j++) {
+      if (j >= count) score[j] = -1e30f;
+      higher = fmaxf(higher, score[j]);
+    }
+    float keep = __expf(top - higher);
+    total *= keep, top = higher;
+    #pragma unroll
+    for (int j = 0; j < 32; j++) total += score[j] = __expf(score[j] - higher);
+    #pragma unroll
+    for (int c = 0; c < 32; c++) {
+      sum[c] *= keep;
+      #pragma unroll
+      for (int j = 0; j < 32; j++) sum[c] += score[j] * values[j][c];
+    }
+  }
+  if (row < length)
+    for (int c = 0; c < 32; c++) y[head + row * 32 + c] = sum[c] / total;
+}
+
 // gelu(x w), two columns a thread, in float16 pairs.
 extern "C" __global__ void ffn(const __half* __restrict__ x, const __half2* __restrict__ w, __half2* __restrict__ y,
                                int depth, int pairs) {

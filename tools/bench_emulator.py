@@ -71,6 +71,10 @@ def cases() -> dict[str, Case]:
             "attention", (4, 16), (128,), (heads, heads[::-1].copy(), heads + 1, heads * 0, i32(500)),
             4 * heads.size * 500,
         ),
+        "attention by tiles 16x500x32": Case(
+            "attention_by_tiles", (4, 16), (128,), (heads, heads[::-1].copy(), heads + 1, heads * 0, i32(500)),
+            4 * heads.size * 500,
+        ),
         "ffn half2 256x128x512": Case(
             "ffn", (1, 256), (256,), (rows, columns, np.zeros((256, 512), np.float16), i32(128), i32(256)),
             2 * 256 * 128 * 512,

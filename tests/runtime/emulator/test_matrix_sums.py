@@ -178,3 +178,38 @@ def test_in_a_kernel(read, threads, monkeypatch):
     assert used  # the kernel has such sums
     assert used[-1] is None
     assert used[0] is not None or not matrix_sums._agrees(2, 2, 5, 2048)
+
+
+SCALED = """extern "C" __global__ void k(const float* x, const float* w, float* y, int n) {
+  __shared__ float weight[10][10]; int i = blockIdx.x * blockDim.x + threadIdx.x, lanes = gridDim.x * blockDim.x;
+  for (int k = threadIdx.x; k < 100; k += blockDim.x) weight[k / 10][k % 10] = w[blockIdx.x / 4 * 100 + k];
+  __syncthreads();
+  float s[10]; for (int o = 0; o < 10; o++) s[o] = x[i + o];
+  for (int j = 0; j < n; j++) {
+    float keep = x[j * lanes + i], p[10];
+    #pragma unroll
+    for (int k = 0; k < 10; k++) p[k] = x[j * lanes + i + k] * keep;
+    #pragma unroll
+    for (int o = 0; o < 10; o++) { s[o] = fmaf(s[o], keep, p[0] * weight[0][o]);
+      #pragma unroll
+      for (int k = 1; k < 10; k++) s[o] = fmaf(p[k], weight[k][o], s[o]); } }
+  for (int o = 0; o < 10; o++) y[o * lanes + i] = s[o]; }"""
+
+
+def test_sums_that_are_scaled_first(monkeypatch):
+    """Their first product is no matrix's; those behind are, though only four blocks share their weights."""
+    ptx = compile_ptx(SCALED)
+    rng = np.random.default_rng(8)
+    lanes = 32 * 128
+    x, w = (rng.standard_normal(size).astype(np.float32) for size in (4 * lanes, 800))
+    used, by_matrices, results = [], matrix_sums._by_matrices, []
+    monkeypatch.setattr(matrix_sums, "_by_matrices", lambda *sums: used.append(by_matrices(*sums)) or used[-1])
+    for worth in (matrix_sums._WORTH_ONE, 1 << 30):
+        monkeypatch.setattr(matrix_sums, "_WORTH_ONE", worth)
+        used.clear()
+        y = np.zeros((10, lanes), np.float32)
+        Program(ptx).launch("k", (32,), (128,), (x, w, y, np.int32(3)))
+        results.append(y.view(np.uint32))
+        together = any(sums is not None and len(sums) == 10 for sums in used)
+        assert together == (worth < 99 and matrix_sums._agrees(2, 2, 9, 512))
+    assert np.array_equal(*results)

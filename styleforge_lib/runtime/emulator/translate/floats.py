@@ -18,7 +18,7 @@ from ..lanes import picked
 from .comparisons import operand
 from .emitter import HELPERS, dtype_name, helper, rule
 from .integers import integer_add, integer_divide, integer_extreme, integer_sign
-from .matrix_sums import shared_sums
+from .matrix_sums import from_the_first_weight, shared_sums
 from .multiply_add import chains, directed, repaired, to_odd, two_sum_error
 from .two_products import scaled_sums_of
 
@@ -294,6 +294,7 @@ def _place_in_sum(e, ins) -> tuple[int, int]:
         graph, block = e.code.graph, e.block
         after = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1} | set(e.code.accumulators)
         e.sums = chains(block, after if block.last is None else after | set(read(block.last)))
+        e.sums = from_the_first_weight(block, e.sums, e.code.varying)
         e.shared_sums = shared_sums(block, e.sums, e.code.varying)
         e.scaled_sums = scaled_sums_of(block, after, {*e.sums, *e.shared_sums})
     return e.sums.get(id(ins), (0, 1))

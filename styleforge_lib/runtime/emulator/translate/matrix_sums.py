@@ -44,6 +44,7 @@ _WORTH_LANES = 2048  # fewer gain nothing
 _WORTH_ONE = 8  # products of a sum that shares its factors with no other
 _LEAST_COLUMNS = 16  # of a matrix
 _LEAST_UNIT = 16  # blocks side by side that share their weights, for factors that are laid out anew each time
+_MANY = 8  # sums that pay for laying out their factors, however few blocks share weights
 _ONE_THREAD = 1 << 17  # multiplications of a matrix product that the library does not share among threads
 _ROWS = (8, 4, 3, 2)  # of a matrix product: one is a vector, and other loops
 _WIDE = 64  # lanes side by side that are worth a matrix product of their own
@@ -94,6 +95,22 @@ class SharedSums:
             found = e.new(f"sums_together({', '.join(values)}, {kept})")
             for number, target in enumerate(self.targets):
                 e.set_expression(target, f"{found}[{number}]", "f32")
+
+
+def from_the_first_weight(
+    block: Block, chains: dict[int, tuple[int, int]], varying: frozenset[str]
+) -> dict[int, tuple[int, int]]:
+    """Return the chains, each cut in two where its first product is of factors that both differ between threads.
+
+    An online softmax's sums begin so, with what they were and its scale; the products behind may be a matrix's.
+    """
+    cut = dict(chains)
+    for chain in _as_lists(block, chains):
+        first, rest = chain[0], chain[1:]
+        if len(rest) >= _WORTH_ONE and all(getattr(factor, "name", "") in varying for factor in first.operands[1:3]):
+            del cut[id(first)]
+            cut.update({id(item): (place, len(rest)) for place, item in enumerate(rest)})
+    return cut
 
 
 def shared_sums(block: Block, chains: dict[int, tuple[int, int]], varying: frozenset[str]) -> dict[int, SharedSums]:
@@ -216,7 +233,7 @@ def _by_matrices(addends, factors, weights, kept):
     if table is None:
         return None
     unit = _unit(table, shape[1], kept[0][0] if kept else 1)
-    if unit < _LEAST_UNIT and kept is None:
+    if unit < _LEAST_UNIT and kept is None and len(addends) < _MANY:
         return None
     sizes = _sizes(len(addends), len(factors), *shape, unit)
     if sizes is None:

@@ -51,7 +51,8 @@
 constexpr int WARPS = THREADS / 32;
 constexpr int VECTORS = CHUNK / 16, TURNS = VECTORS / THREADS;
 constexpr int MOST_UNITS = 64;               // vectors side by side, of the channels of a pixel
-constexpr int SUM_BYTES = (2 * THREADS + MOST_UNITS) * 8 * sizeof(float);
+constexpr int SUM_VECTORS = 2 * THREADS + MOST_UNITS > 4 * MOST_UNITS ? 2 * THREADS + MOST_UNITS : 4 * MOST_UNITS;
+constexpr int SUM_BYTES = SUM_VECTORS * 8 * sizeof(float);  // and room for the scale and shift of each channel
 constexpr int SHARED_BYTES = SLOTS * CHUNK + SUM_BYTES + SLOTS * 8;
 static_assert(SHARED_BYTES <= 227 << 10 && VECTORS % THREADS == 0 && THREADS % MOST_UNITS == 0 && KEPT <= SLOTS);
 

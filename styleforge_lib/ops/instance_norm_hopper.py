@@ -53,7 +53,7 @@ def takes(*tensors: torch.Tensor | None, together: int) -> bool:
 
 def shared_bytes() -> int:
     """Return the shared memory of a block, as in the kernel's file: chunks, sums, and a barrier for each chunk."""
-    return SLOTS * CHUNK + (2 * COPY_THREADS + MOST_UNITS) * 8 * 4 + SLOTS * 8
+    return SLOTS * CHUNK + max(2 * COPY_THREADS + MOST_UNITS, 4 * MOST_UNITS) * 8 * 4 + SLOTS * 8
 
 
 def macros(cluster: int = 1) -> dict[str, int]:

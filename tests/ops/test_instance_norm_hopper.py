@@ -129,6 +129,12 @@ def test_any_shape(images, units, side, dtype, present, processors, last, seed):
     hold(got, x, *more, relu)
 
 
+def test_as_many_channels_as_it_takes(small_chunks):
+    """Their scales and shifts take more room than the sums of so few threads."""
+    x = torch.randn(1, 8 * hopper.MOST_UNITS, 3, 5, generator=torch.Generator().manual_seed(0)).half()
+    hold(run(x, last=True), x)
+
+
 @both_layouts
 def test_a_part_whose_first_numbers_are_far_off_is_measured_again(last, small_chunks):
     """Measured from -9000, nothing would be left of a deviation of 0.5."""

@@ -20,8 +20,9 @@
 //            alike to a multiple of 16 bytes; else singly.
 // sizes      offsets have 64 bits. A plane of one element gives relu(bias + residual).
 // launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps, one
-//            for each piece: of at most THREADS for the kernels that hold (16 or 8 vectors of 16 bytes a thread, two or
-//            four blocks a multiprocessor), of at most 1024 for the other two.
+//            for each piece: of at most THREADS for the kernel that holds 16 vectors of 16 bytes a thread, two blocks a
+//            multiprocessor; of at most WIDE for the one that holds 8, one such block or four of THREADS; of at most
+//            1024 for the other two.
 // moves      with s = planes * size * sizeof(T), and s more with a residual: where a piece is held 2s, the least there
 //            is; the pair of kernels 3s, of which the second reading finds in the L2 cache what was read last, for it
 //            runs backwards. Moments: 16 or 32 bytes a piece, below 1 %.
@@ -34,6 +35,7 @@
 #include "common/normalize.cuh"
 
 constexpr int THREADS = 256;  // of a block that holds a piece
+constexpr int WIDE = 1024;    // ... with 8 vectors a thread, where a plane has a multiprocessor to itself
 constexpr int FLIGHT = 4;     // vectors under way where none is kept: 64 bytes, so that 1024 threads cover the latency
 constexpr int GROUP = 8;      // numbers that are taken into the moments at once: one division for 8
 constexpr int SLOT = 4;       // words of a block in the exchange: three floats, and the number of its last launch
@@ -304,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         length, pieces, launch, patience);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(WIDE, 1)
     instance_norm_held8_float32(const float* __restrict__ x, const float* weight, const float* bias,
         const float* __restrict__ residual, float* __restrict__ out, float* saved, long long* slots,
         int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
@@ -337,7 +339,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         length, pieces, launch, patience);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(WIDE, 1)
     instance_norm_held8_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
         const __half* __restrict__ residual, __half* __restrict__ out, float* saved, long long* slots,
         int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
@@ -370,7 +372,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         length, pieces, launch, patience);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(WIDE, 1)
     instance_norm_held8_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
         const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, long long* slots,
         int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {

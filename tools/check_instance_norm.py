@@ -1,6 +1,7 @@
 """Check instance norm on this GPU at real sizes: forward and backward, every dtype and layout, against float64.
 
     python tools/check_instance_norm.py               # seconds; exits with 1 where anything is wrong, 2 without a GPU
+    python tools/check_instance_norm.py --sanitize    # fewer shapes: for compute-sanitizer (tools/sanitize.py)
     python tools/check_instance_norm.py --dry-run     # no GPU: the same on tiny shapes in the emulator
 
 A result may be off by twice PyTorch's own error on the same device and a floor of 16 units in the last place of float32
@@ -30,6 +31,8 @@ SHAPES = (
     (1, 128, 256, 256),
     (1, 64, 512, 512),
 )
+# For compute-sanitizer: each kernel, at its smallest.
+SANITIZED = ((2, 8, 9, 7), (1, 1, 300, 301), (1, 32, 512, 512), (1, 1, 2100, 2101))
 TINY = ((2, 8, 9, 7), (1, 3, 17, 31))
 NAMES = ("out", "dx", "dweight", "dbias", "dresidual")
 
@@ -107,7 +110,9 @@ def main() -> int:
     """Run the checks; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the emulator")
-    dry = parser.parse_args().dry_run
+    parser.add_argument("--sanitize", action="store_true", help="few shapes, and no graphs or streams")
+    arguments = parser.parse_args()
+    dry = arguments.dry_run
     if dry:
         os.environ[DEVICE_VARIABLE] = "emulator"
     elif not torch.cuda.is_available():
@@ -120,12 +125,12 @@ def main() -> int:
         faults += bool(wrong)
         print(f"{'FAIL' if wrong else 'pass'}  {what:45} {'; '.join(wrong)}", flush=True)
 
-    for shape in TINY if dry else SHAPES:
+    for shape in TINY if dry else SANITIZED if arguments.sanitize else SHAPES:
         for dtype in DTYPES:
             for layout in (torch.contiguous_format, torch.channels_last):
                 words = f"{'x'.join(map(str, shape))} {dtype} {layout}".replace("torch.", "")
                 tell(words, compare(shape, dtype, layout, "cpu" if dry else "cuda"))
-    if not dry:
+    if not (dry or arguments.sanitize):
         for layout in (torch.contiguous_format, torch.channels_last):
             words = str(layout).removeprefix("torch.")
             tell(f"a graph, replayed on other data, {words}", replayed(layout))

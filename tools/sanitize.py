@@ -1,14 +1,17 @@
-"""Run compute-sanitizer over every convolution kernel: memcheck, racecheck, initcheck, synccheck.
+"""Run compute-sanitizer over every kernel of the library: memcheck, racecheck, initcheck, synccheck.
 
     python tools/sanitize.py                          # all four, float16; compute-sanitizer comes with the CUDA toolkit
     python tools/sanitize.py --tools memcheck --numbers tf32
     python tools/sanitize.py --dry-run                # print the commands, and run what they look at in the emulator
 
 What is watched is tools/check_convolutions.py --sanitize, which launches each kernel of a layer twice on a small ragged
-picture and holds it against float64, a process for each layer, so that what stops one hides no other; and
-tools/tune_residual_blocks.py --sanitize (Hopper), which holds its kernel against those. Only our kernels are looked at,
-by name, and others run at full speed; initcheck looks at all, since what a kernel that it does not see has written
-counts as never written. As many processes run at once as the machine has processors. Exits with 1 where a tool
+picture and holds it against float64, a process for each layer, so that what stops one hides no other;
+tools/tune_residual_blocks.py --sanitize (Hopper), which holds its kernel against those; and
+tools/check_instance_norm.py --sanitize, forward and backward. Only our kernels are looked at, by name, and others run
+at full speed; initcheck looks at all, since what a kernel that it does not see has written counts as never written. As
+many processes run at once as the machine has processors. A line for each run, with all that it said where it is not
+clean: records/sanitize.txt is such a list.
+Exits with 1 where a tool
 complains, with 2 where compute-sanitizer or a GPU is missing.
 """
 
@@ -17,43 +20,65 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
 
 import check_convolutions
 from address import ROOT
 
+from styleforge_lib.lab import records
 from styleforge_lib.ops.layer import STORAGE
 from styleforge_lib.runtime import gpu
 
+# What a tool ends with: without it, it watched nothing.
+CLEAN = ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SCRIPTS = ("check_convolutions", "tune_residual_blocks")
 LAYERS = tuple(check_convolutions.NETWORK)
-OURS = ("conv2d", "close_planes")  # parts of their names
+CONVOLUTIONS = ("conv2d", "close_planes")  # parts of the kernels' names, as these:
 BLOCKS = "residual_blocks"  # float16 and bfloat16
+NORMS = "instance_norm"
 
 
-def commands(tools: list[str], numbers: str) -> list[list[str]]:
-    """Return one command line for each tool, layer and kernel."""
-    given = ["--sanitize", "--numbers", numbers]
-    script = {name: [sys.executable, str(ROOT / "tools" / f"{name}.py"), *given] for name in SCRIPTS}
-    watched = [(kernel, [*script["check_convolutions"], "--layer", layer]) for layer in LAYERS for kernel in OURS]
+@dataclass(frozen=True)
+class Watched:
+    """A program under one tool, with which of its kernels it looks at."""
+
+    tool: str
+    kernel: str  # a part of their names; "" for all
+    program: tuple[str, ...]  # a script of tools/, and what it is given
+
+    def command(self) -> list[str]:
+        """Return the command line."""
+        script, *given = self.program
+        ours = ["--kernel-name", f"kernel_substring={self.kernel}"] if self.kernel else []
+        options = ["--tool", self.tool, "--error-exitcode", "1", "--target-processes", "all", *ours]
+        return ["compute-sanitizer", *options, sys.executable, str(ROOT / "tools" / script), *given]
+
+    def __str__(self) -> str:
+        return f"{self.tool:10} {self.kernel or 'all kernels':15} of {' '.join(self.program)}"
+
+
+def watched(tools: Iterable[str], numbers: str) -> list[Watched]:
+    """Return what is to run: each tool with each layer and kernel."""
+    given = ("--sanitize", "--numbers", numbers)
+    programs = [
+        (kernel, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS for kernel in CONVOLUTIONS
+    ]
     if numbers in ("float16", "bfloat16"):
-        watched.append((BLOCKS, script["tune_residual_blocks"]))
-    lines: list[list[str]] = []
-    for tool in tools:
-        for kernel, program in watched:
-            ours = [] if tool == "initcheck" else ["--kernel-name", f"kernel_substring={kernel}"]
-            options = ["--error-exitcode", "1", "--target-processes", "all", *ours]
-            line = ["compute-sanitizer", "--tool", tool, *options, *program]
-            if line not in lines:  # initcheck sees all kernels of a layer at once
-                lines.append(line)
-    return lines
+        programs.append((BLOCKS, ("tune_residual_blocks.py", *given)))
+    programs.append((NORMS, ("check_instance_norm.py", "--sanitize")))
+    found = [
+        Watched(tool, "" if tool == "initcheck" else kernel, program) for tool in tools for kernel, program in programs
+    ]
+    return list(dict.fromkeys(found))  # initcheck sees all kernels of a layer at once
 
 
-def run(line: list[str]) -> tuple[bool, str]:
-    """Run one command; return whether it complains, and what it said."""
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return done.returncode != 0, f"== {' '.join(line)}\n{done.stdout}"
+def run(one: Watched) -> tuple[bool, str]:
+    """Run one command; return whether it is clean, and what it said."""
+    done = subprocess.run(one.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.returncode == 0 and any(words in done.stdout for words in CLEAN), done.stdout
 
 
 def main() -> int:
@@ -66,20 +91,21 @@ def main() -> int:
     tools = options.tools.split(",")
     if unknown := set(tools) - set(TOOLS):
         parser.error(f"--tools: no {sorted(unknown)[0]!r}; there are {', '.join(TOOLS)}")
-    lines = commands(tools, options.numbers)
+    programs = watched(tools, options.numbers)
     if options.dry_run:
-        print("\n".join(" ".join(line) for line in lines))
+        print("\n".join(" ".join(one.command()) for one in programs))
         return check_convolutions.main(["--dry-run", "--numbers", options.numbers])
     if not gpu.available() or shutil.which("compute-sanitizer") is None:
         print("this needs an NVIDIA GPU and compute-sanitizer, of the CUDA toolkit, on the PATH", file=sys.stderr)
         return 2
-    failed = []
+    card = records.machine()
+    print(f"compute-sanitizer on an {card['gpu']} (driver {card['driver']}, CUDA {card['cuda']}), {date.today()}\n")
+    failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for line, (complains, said) in zip(lines, pool.map(run, lines), strict=True):
-            print(said, flush=True)
-            failed += [line] if complains else []
-    print("\n".join(["", *(f"complains: {' '.join(line)}" for line in failed)]))
-    print("all clean" if not failed else f"{len(failed)} of {len(lines)} complain")
+        for one, (clean, said) in zip(programs, pool.map(run, programs), strict=True):
+            print(f"{'clean' if clean else 'FAIL '} {one}" + ("" if clean else f"\n{said}"), flush=True)
+            failed += not clean
+    print("all clean" if not failed else f"{failed} of {len(programs)} are not clean")
     return 1 if failed else 0
 
 

@@ -30,6 +30,7 @@ copies = importlib.import_module("styleforge_lib.ops.instance_norm_hopper")
 stream = importlib.import_module("styleforge_lib.ops.instance_norm_stream_hopper")
 
 PIECES = [{"WHOLE_BYTES": 64 << 10, "PIECE_BYTES": kb << 10} for kb in (64, 48, 32, 24, 16, 8)]
+PIECES += [{"WIDE_THREADS": 0}]  # a plane of up to 128 KB is cut, though it may have a multiprocessor to itself
 PIECES += [{"WHOLE_BYTES": kb << 10, "PIECE_BYTES": kb << 10} for kb in (32, 16, 8)]
 SWEEPS = [
     {"COPY_ENGINE": False, "RESIDENT": {16: 0, 8: 0}, "SWEEP_THREADS": threads, "SWEEP_RESIDENT": blocks}

@@ -34,6 +34,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # As in the two files of kernels:
 THREADS = 256  # of a block that holds what it reads
+WIDE_THREADS = 1024  # of a block that holds a plane alone on its multiprocessor: nothing is exchanged
 RESIDENT = {16: 2, 8: 4}  # vectors that each thread holds: how many such blocks a multiprocessor has room for
 SLOT = 4  # words of a block in the exchange
 
@@ -166,7 +167,7 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
     if copied(x, residual, out, together=1) and hopper.held(planes, size, x.element_size(), processors):
         return hopper.planned(x, eps, relu, together=1, processors=processors)
     kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
-    vectors, threads, length, pieces = pieces_to_hold(size, x.element_size())
+    vectors, threads, length, pieces = pieces_to_hold(size, x.element_size(), alone=planes <= processors)
     relu = int(relu)
     if pieces <= processors * RESIDENT[vectors]:
         blocks, words = planes * pieces, SLOT * planes * pieces
@@ -218,12 +219,15 @@ def copied(*tensors: torch.Tensor | None, together: int) -> bool:
     return COPY_ENGINE and hopper.available(tensors[0].device) and hopper.takes(*tensors, together=together)
 
 
-def pieces_to_hold(size: int, itemsize: int) -> tuple[int, int, int, int]:
+def pieces_to_hold(size: int, itemsize: int, alone: bool) -> tuple[int, int, int, int]:
     """Return (vectors a thread, threads a block, numbers a piece, pieces a plane) for NCHW where a block holds a piece.
 
     Eight vectors where they suffice: twice as many blocks share a multiprocessor, and some write while others read.
+    alone: whether there is a multiprocessor for each plane.
     """
     lanes, pieces, length = VECTOR_BYTES // itemsize, 1, size
+    if alone and WHOLE_BYTES < size * itemsize <= WIDE_THREADS * 8 * VECTOR_BYTES:
+        return 8, WIDE_THREADS, size, 1
     if size * itemsize > WHOLE_BYTES:
         length = _rounded_up(math.ceil(size / math.ceil(size * itemsize / PIECE_BYTES)), 32 * lanes)  # for every warp
         pieces = math.ceil(size / length)

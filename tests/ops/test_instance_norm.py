@@ -33,6 +33,8 @@ def cut(monkeypatch, way):
     if way == "held":
         monkeypatch.setattr(norm, "WHOLE_BYTES", 512)
         monkeypatch.setattr(norm, "PIECE_BYTES", 512)
+    if way != "whole":
+        monkeypatch.setattr(norm, "WIDE_THREADS", 0)
     if way == "swept":
         monkeypatch.setattr(norm, "RESIDENT", {16: 0, 8: 0})
         monkeypatch.setattr(norm, "SWEEP_THREADS", 32)
@@ -118,7 +120,17 @@ def test_channels_last_is_right(dtype, monkeypatch, launched):
     assert set(launched) == {f"instance_norm_nhwc_{str(dtype).removeprefix('torch.')}"}
 
 
-@pytest.mark.parametrize("way", ["in two of full size", "held", "swept"])
+@each_dtype
+def test_a_plane_that_one_wide_block_holds_is_right(dtype, launched):
+    side = 181 if dtype is torch.float32 else 255
+    x, weight, bias, residual = tensors_of((1, 1, side, side), dtype)
+    out = torch.full_like(x, torch.nan)
+    norm.launch_fused(x, weight, bias, residual, True, norm.EPS, out)
+    hold(out, x, weight, bias, residual, True)
+    assert launched == [f"instance_norm_held8_{str(dtype).removeprefix('torch.')}"]
+
+
+@pytest.mark.parametrize("way", ["whole", "in two of full size", "held", "swept"])
 def test_mean_4000_deviation_half_is_right_to_a_few_units(way, monkeypatch):
     """PyTorch's own error there is 5e-4."""
     cut(monkeypatch, way)
@@ -276,10 +288,19 @@ def test_every_cards_code_runs_in_the_emulator(arch, dtype):
     ],
 )
 def test_a_block_holds_32_kb_or_a_plane_of_64(side, itemsize, vectors, pieces):
-    got, threads, length, cut = norm.pieces_to_hold(side * side, itemsize)
+    got, threads, length, cut = norm.pieces_to_hold(side * side, itemsize, alone=False)
     assert (got, cut) == (vectors, pieces)
     assert length * itemsize <= threads * vectors * norm.VECTOR_BYTES
     assert threads == norm.THREADS or pieces == 1
+
+
+@pytest.mark.parametrize(
+    ("side", "itemsize", "threads", "pieces"),
+    [(256, 2, 1024, 1), (181, 4, 1024, 1), (182, 4, 256, 5), (128, 4, 256, 1)],
+)
+def test_a_plane_of_128_kb_that_has_a_multiprocessor_is_not_cut(side, itemsize, threads, pieces):
+    _, *got = norm.pieces_to_hold(side * side, itemsize, alone=True)
+    assert (got[0], got[2]) == (threads, pieces)
 
 
 @settings(max_examples=200)
@@ -291,11 +312,11 @@ def test_a_block_holds_32_kb_or_a_plane_of_64(side, itemsize, vectors, pieces):
     processors=st.integers(1, 200),
 )
 def test_pieces_cover_every_plane(outer, channels, size, wide, processors):
-    vectors, threads, length, pieces = norm.pieces_to_hold(size, 4 if wide else 2)
+    vectors, threads, length, pieces = norm.pieces_to_hold(size, 4 if wide else 2, alone=outer * channels <= processors)
     assert (pieces - 1) * length < size <= pieces * length
     assert length * (4 if wide else 2) <= threads * vectors * norm.VECTOR_BYTES
     assert threads & (threads - 1) == 0
-    assert 32 <= threads <= norm.THREADS
+    assert 32 <= threads <= (norm.WIDE_THREADS if vectors == 8 and pieces == 1 else norm.THREADS)
     length, pieces = norm.pieces_to_sweep(outer, size, 4 if wide else 2, 2 * processors)
     assert (pieces - 1) * length < size <= pieces * length
     lanes = (4 if wide else 8) if channels % 8 == 0 else 1

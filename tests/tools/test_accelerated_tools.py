@@ -12,6 +12,7 @@ import check_convolutions
 import psnr
 import sanitize
 import tune_residual_blocks
+from address import ROOT
 
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
@@ -125,12 +126,36 @@ def test_the_table_of_residual_blocks():
     assert tune_residual_blocks.table(rows).endswith("= {1: ((10, 30), (50, 50)), 5: ((10, 10),)}")
 
 
-def test_sanitize_names_every_tool_and_layer():
-    halves, lines = (sanitize.commands(list(sanitize.TOOLS), numbers) for numbers in ("float16", "tf32"))
-    assert len(halves) == len(lines) + len(sanitize.TOOLS)  # the residual blocks
+def test_sanitize_names_every_tool_layer_and_kernel():
+    halves, found = (sanitize.watched(sanitize.TOOLS, numbers) for numbers in ("float16", "tf32"))
+    assert len(halves) == len(found) + len(sanitize.TOOLS)  # the residual blocks
+    assert len(set(found)) == len(found)
     for tool in sanitize.TOOLS:
-        of_tool = [line for line in lines if line[2] == tool]
-        assert {line[line.index("--layer") + 1] for line in of_tool} == set(check_convolutions.NETWORK)
-        filters = {line[line.index("--kernel-name") + 1] for line in of_tool if "--kernel-name" in line}
-        assert filters == (set() if tool == "initcheck" else {f"kernel_substring={name}" for name in sanitize.OURS})
-    assert all(line[0] == "compute-sanitizer" and "tf32" in line for line in lines)
+        of_tool = [one for one in found if one.tool == tool]
+        assert {one.program[-1] for one in of_tool} == {*check_convolutions.NETWORK, "--sanitize"}
+        named = {"conv2d", "close_planes", "instance_norm"}
+        assert {one.kernel for one in of_tool} == ({""} if tool == "initcheck" else named)
+        for one in of_tool:
+            line = one.command()
+            assert line[:3] == ["compute-sanitizer", "--tool", tool]
+            assert ("--kernel-name" in line) == (tool != "initcheck")
+            assert str(ROOT) not in str(one)
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "clean"),
+    [
+        ("========= ERROR SUMMARY: 0 errors", 0, True),
+        ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", 0, True),
+        ("========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)", 0, False),
+        ("========= ERROR SUMMARY: 0 errors", 1, False),
+        ("", 0, False),
+    ],
+)
+def test_sanitize_believes_only_a_summary(said, status, clean, tmp_path, monkeypatch):
+    (tmp_path / "compute-sanitizer").write_text(f"#!/bin/sh\necho '{said}'\nexit {status}\n")
+    (tmp_path / "compute-sanitizer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found, words = sanitize.run(sanitize.watched(["memcheck"], "float16")[0])
+    assert found is clean
+    assert words.strip() == said

@@ -2,8 +2,9 @@
 //
 // Contents (T is float32, float16 or bfloat16; every statistic is float32)
 //   Chunks                      a block's part of x, on its way through shared memory, there and back
-//   Columns                     which sums a thread has, and those of the block
-//   measure                     the moments of the part
+//   add_up                      the sums of a thread
+//   measure_piece               the moments of a part that is a piece of a plane (NCHW)
+//   Columns, measure_pixels     which channels' sums a thread has, and the moments of all of them (NHWC)
 //   cluster_moments, plane_moments   what all blocks of a plane found, merged
 //   close_planes                these made into scale and shift
 //   meet                        the blocks of a plane or an image wait for each other
@@ -150,8 +151,55 @@ struct Chunks {
     }
 };
 
-// A thread meets the same `unit` of a pixel's channels in every chunk. NHWC: its sums are COUNT = LANES<T> channels' of
-// it; NCHW: COUNT = 1, and all its numbers are of one plane.
+// The sums of (x - center) and of their squares over this thread's numbers: in COUNT columns, one (NCHW) or LANES<T>.
+template <typename T, int COUNT>
+__device__ void add_up(Chunks& chunks, const float (&center)[COUNT], float (&sums)[2][COUNT]) {
+    float value[LANES<T>];
+    for (int k = 0; k < COUNT; k++) sums[0][k] = sums[1][k] = 0.0f;
+    chunks.visit([&](const uint4& vector, long long) {
+        unpack<T>(vector, value);
+        for (int k = 0; k < LANES<T>; k++) {
+            const float distance = value[k] - center[k % COUNT];
+            sums[0][k % COUNT] += distance;
+            sums[1][k % COUNT] = fmaf(distance, distance, sums[1][k % COUNT]);
+        }
+    });
+}
+
+// Of n numbers whose sums of distances from `center` are these.
+__device__ Moments moments_of(int n, float center, float sum, float m2) {
+    Moments m = {(float)n, {center, 0.0f}, m2};
+    m.mean.move(sum / n);
+    return m;
+}
+
+// Where the part begins, once its first chunk has arrived: in shared memory.
+template <typename T>
+__device__ const T* beginning(const Chunks& chunks) {
+    chunks.wait(0);
+    return static_cast<const T*>(__cvta_shared_to_generic(chunks.slot(0)));
+}
+
+// The moments of a part of n numbers that is a piece of a plane, for all threads: each adds up the sums of the warps, as
+// the numbers that it needs next are then its own. shared: of sum_block.
+template <typename T>
+__device__ Moments measure_piece(Chunks& chunks, float* shared, int n) {
+    float center[1];
+    near_first(beginning<T>(chunks), min(n, VECTORS * LANES<T>), 1, center);
+#pragma unroll 1
+    for (bool again = false;; again = true) {
+        float sums[2][1];
+        add_up<T>(chunks, center, sums);
+        float both[2] = {sums[0][0], sums[1][0]};
+        sum_block(both, shared);
+        const float m2 = fmaf(-both[0], both[0] / n, both[1]);
+        const Moments m = moments_of(n, center[0], both[0], m2);
+        if (again || !cancelled(both[1], m2)) return m;
+        center[0] = m.mean.value;
+    }
+}
+
+// A thread meets the same `unit` of a pixel's channels in every chunk: its sums are COUNT = LANES<T> channels' of it.
 template <int COUNT>
 struct Columns {
     int units, unit, width;  // width: columns of the block; column k * units + unit is channel unit * COUNT + k
@@ -195,32 +243,22 @@ struct Columns {
 
 // The moments of the part's columns, to partial[channel * pieces]. n: numbers of a column.
 template <typename T, int COUNT>
-__device__ void measure(Chunks& chunks, Columns<COUNT> columns, Moments* partial, int pieces, int n) {
-    constexpr int STEP = COUNT == 1 ? 1 : LANES<T>;
+__device__ void measure_pixels(Chunks& chunks, Columns<COUNT> columns, Moments* partial, int pieces, int n) {
     float center[COUNT];
-    chunks.wait(0);
-    const T* first = static_cast<const T*>(__cvta_shared_to_generic(chunks.slot(0))) + columns.unit * COUNT;
-    near_first(first, min(n, VECTORS * LANES<T> / columns.width), columns.units * STEP, center);
+    const T* first = beginning<T>(chunks) + columns.unit * COUNT;
+    near_first(first, min(n, VECTORS * LANES<T> / columns.width), columns.width, center);
     columns.set(center);
 #pragma unroll 1
     for (bool again = false;; again = true) {
-        float sums[2][COUNT] = {}, value[LANES<T>];
-        chunks.visit([&](const uint4& vector, long long) {
-            unpack<T>(vector, value);
-            for (int k = 0; k < LANES<T>; k++) {
-                const float distance = value[k] - center[k % COUNT];
-                sums[0][k % COUNT] += distance;
-                sums[1][k % COUNT] = fmaf(distance, distance, sums[1][k % COUNT]);
-            }
-        });
+        float sums[2][COUNT];
+        add_up<T>(chunks, center, sums);
         columns.put(sums);
         __syncthreads();
         bool off = false;
         for (int column = threadIdx.x; column < columns.width; column += THREADS) {
             const float2 sum = columns.total(column);
             const float m2 = fmaf(-sum.x, sum.x / n, sum.y);
-            Moments m = {(float)n, {columns.center[column], 0.0f}, m2};
-            m.mean.move(sum.x / n);
+            const Moments m = moments_of(n, columns.center[column], sum.x, m2);
             partial[(long long)columns.channel(column) * pieces] = m;
             columns.center[column] = m.mean.value;
             off |= cancelled(sum.y, m2);
@@ -250,11 +288,13 @@ __device__ Moments plane_moments(const Moments* partial, long long plane, int pi
 
 // Scale and shift of the planes first, first + step, ... of an image, a warp each.
 template <typename T>
-__device__ void close_planes(const Moments* partial, Affine* affine, const T* weight, const T* bias, int channels,
+__device__ void close_planes(const Moments* partial, float4* affine, const T* weight, const T* bias, int channels,
                              int pieces, float eps, int first, int step) {
     for (int plane = first + step * (threadIdx.x / 32); plane < channels; plane += step * WARPS) {
         const Moments m = plane_moments(partial, plane, pieces);
-        if (threadIdx.x % 32 == 0) affine[plane] = Affine(m, weight, bias, plane, eps);
+        if (threadIdx.x % 32 > 0) continue;
+        const Affine made(m, weight, bias, plane, eps);
+        affine[plane] = {made.mean, made.scale, made.shift, 0.0f};
     }
 }
 
@@ -293,7 +333,7 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
     __shared__ Moments told;
     const int group = blockIdx.x / pieces, piece = blockIdx.x % pieces;
     const auto count = [&](int i) { return min(length, size - i * length); };
-    Affine* affine = reinterpret_cast<Affine*>(room) + group * together;
+    float4* affine = reinterpret_cast<float4*>(room) + group * together;
     Moments* partial = reinterpret_cast<Moments*>(room + 4LL * gridDim.x / pieces * together) +
                        (long long)group * together * pieces;
     float* sums = reinterpret_cast<float*>(memory + SLOTS * CHUNK);
@@ -305,6 +345,8 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
     };
     Chunks chunks(shared_address(memory), shared_address(sums) + SUM_BYTES);
     const Columns<COUNT> columns(together / COUNT, sums);
+    if (threadIdx.x < together) ask_for(weight, bias, group * together % channels + threadIdx.x);
+    Moments m;  // NCHW: of the piece, then of the plane
     bool deserted = false;
 #pragma unroll 1
     while (true) {
@@ -313,7 +355,12 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
             const int part = i < pieces ? i : piece;
             chunks.begin(x + part * length, count(part) * sizeof(T));
             if (i == pieces) break;
-            measure<T>(chunks, columns, CLUSTER > 1 ? &told : partial + i, pieces, count(i) / together);
+            if constexpr (COUNT == 1) {
+                m = measure_piece<T>(chunks, sums, count(i));
+                if (pieces > 1 && threadIdx.x == 0) *(CLUSTER > 1 ? &told : partial + i) = m;
+            } else {
+                measure_pixels<T>(chunks, columns, partial + i, pieces, count(i) / together);
+            }
             if (!deserted) break;
         }
         if (CLUSTER > 1 || pieces == 1 || deserted) break;
@@ -325,19 +372,20 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
         if (!deserted) break;
     }
     Affine mine[COUNT];
-    __syncthreads();
     if (COUNT == 1) {
-        const Moments m = CLUSTER > 1 ? cluster_moments(&told) : plane_moments(partial, 0, pieces);
+        if (deserted) __syncthreads();
+        if (pieces > 1) m = CLUSTER > 1 ? cluster_moments(&told) : plane_moments(partial, 0, pieces);
         if (saved && threadIdx.x == 0 && piece == 0) save(saved, m, eps, group);
         mine[0] = Affine(m, weight, bias, group % channels, eps);
     } else {
+        __syncthreads();
         if (deserted || pieces == 1) close(0, 1);
         __syncthreads();
         if (deserted && threadIdx.x == 0) __threadfence(), keep_number(words + pieces + piece, launch);
         // All blocks ask for the same few lines, so each asks once, and its threads find the numbers side by side.
         float4* shared = reinterpret_cast<float4*>(sums);
         for (int column = threadIdx.x; column < columns.width; column += THREADS)
-            shared[column] = __ldcg(reinterpret_cast<float4*>(affine + columns.channel(column)));
+            shared[column] = __ldcg(affine + columns.channel(column));
         __syncthreads();
         for (int k = 0; k < COUNT; k++) {
             const float4 read = shared[k * columns.units + columns.unit];

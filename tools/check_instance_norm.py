@@ -32,7 +32,7 @@ SHAPES = (
     (1, 64, 512, 512),
 )
 # For compute-sanitizer: each kernel, at its smallest.
-SANITIZED = ((2, 8, 9, 7), (1, 1, 300, 301), (1, 32, 512, 512), (1, 1, 2100, 2101))
+SANITIZED = ((2, 8, 9, 7), (2, 3, 9, 7), (1, 1, 300, 301), (1, 32, 512, 512), (1, 1, 2100, 2101))
 TINY = ((2, 8, 9, 7), (1, 3, 17, 31))
 NAMES = ("out", "dx", "dweight", "dbias", "dresidual")
 

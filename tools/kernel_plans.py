@@ -16,7 +16,6 @@ from approximations import APPROXIMATIONS, Approximation
 from kernel_sources import Source
 
 from styleforge_lib.ops import instance_norm_hopper as copies
-from styleforge_lib.ops import instance_norm_stream_hopper as stream
 from styleforge_lib.ops.cases import Fill, magnitudes, normal
 from styleforge_lib.runtime.kernel import Kernel
 
@@ -114,10 +113,9 @@ def promises() -> Iterator[tuple[str, Plan]]:
 
 
 def instance_norm() -> Iterator[tuple[str, Plan]]:
-    """Yield the plans of cuda/instance_norm.cu, _nhwc, _hopper, _stream_hopper: 2 images of 8 channels, 300 pixels.
+    """Yield the plans of cuda/instance_norm.cu, _nhwc, _hopper: 2 images of 8 channels, 300 pixels.
 
     In 3 pieces of 128 numbers or pixels; _nhwc in blocks of 8 channels and 32 rows that take 4 steps; _hopper NHWC.
-    _stream_hopper takes the same numbers for two planes, one after the other in a cluster.
     """
     numbers = {
         "channels": 8,
@@ -151,9 +149,6 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         copied["lengths"] = common["lengths"] | {"room": 4 * 2 * 8 * (1 + 3), "words": 2 * 6}
         block = {"block": copies.COPY_THREADS, "shared_bytes": copies.shared_bytes()}
         yield f"instance_norm_hopper_{dtype}", Plan(grid=lambda n: 6, **block, **copied)
-        streamed = {**common, "numbers": numbers | {"planes": 2, "size": 2400, "length": 600}}
-        block = {"block": stream.STREAM_THREADS, "shared_bytes": stream.shared_bytes()}
-        yield f"instance_norm_stream_hopper_{dtype}", Plan(grid=lambda n: 4, **block, **streamed)
 
 
 def lessons_of_instance_norm() -> Iterator[tuple[str, Plan]]:

@@ -5,10 +5,9 @@
 
 Contiguous: how many bytes of a plane a block holds (whole_bytes: of a plane that is not cut, piece_bytes: of one that
 is; beyond 32 KB with 16 vectors a thread, else with 8), and how many blocks sweep, of how many threads, where none is
-held; on Hopper also chunks of the copy engine, and planes that stream by one after the other, which no rule chooses yet
-(cuda/instance_norm_stream_hopper.cu). Channels_last: how many blocks a multiprocessor has. Timed as replays of a CUDA
-graph of one call, the L2 cache flushed before each: what a call costs the host is not in it. The rule is a handful of
-constants in styleforge_lib/ops/instance_norm.py, which are set and restored.
+held; on Hopper also chunks of the copy engine. Channels_last: how many blocks a multiprocessor has. Timed as replays of
+a CUDA graph of one call, the L2 cache flushed before each: what a call costs the host is not in it. The rule is a
+handful of constants in styleforge_lib/ops/instance_norm.py, which are set and restored.
 """
 
 import argparse
@@ -27,11 +26,11 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
 copies = importlib.import_module("styleforge_lib.ops.instance_norm_hopper")
-stream = importlib.import_module("styleforge_lib.ops.instance_norm_stream_hopper")
 
-PIECES = [{"WHOLE_BYTES": 64 << 10, "PIECE_BYTES": kb << 10} for kb in (64, 48, 32, 24, 16, 8)]
+ALL = 1 << 40
+PIECES = [{"PIECE_BYTES": kb << 10, "LARGE_BYTES": ALL} for kb in (64, 48, 32, 24, 16, 8)]
+PIECES += [{"WHOLE_BYTES": kb << 10, "PIECE_BYTES": kb << 10, "LARGE_BYTES": ALL} for kb in (32, 16, 8)]
 PIECES += [{"WIDE_THREADS": 0}]  # a plane of up to 128 KB is cut, though it may have a multiprocessor to itself
-PIECES += [{"WHOLE_BYTES": kb << 10, "PIECE_BYTES": kb << 10} for kb in (32, 16, 8)]
 SWEEPS = [
     {"COPY_ENGINE": False, "RESIDENT": {16: 0, 8: 0}, "SWEEP_THREADS": threads, "SWEEP_RESIDENT": blocks}
     for threads in (512, 1024)
@@ -49,18 +48,12 @@ COPIES = [
         (256, 16, 13, 3),
     )
 ]
-# Planes that stream by: threads, KB of a chunk, chunks, and how many pieces of planes a block is to have room for.
-STREAMS = [
-    {"STREAM_THREADS": threads, "STREAM_CHUNK": kb << 10, "STREAM_SLOTS": slots, "AHEAD": ahead}
-    for threads, kb, slots in ((512, 16, 13), (512, 8, 26), (256, 16, 13), (1024, 16, 13))
-    for ahead in (2, 3, 6)
-]
 
 
 @contextlib.contextmanager
 def constants(values: dict[str, int]) -> Iterator[None]:
     """Set constants of a rule for a while."""
-    owners = {name: next(one for one in (stream, copies, norm) if hasattr(one, name)) for name in values}
+    owners = {name: next(one for one in (copies, norm) if hasattr(one, name)) for name in values}
     before = {name: getattr(owner, name) for name, owner in owners.items()}
     try:
         for name, value in values.items():
@@ -105,17 +98,11 @@ def main() -> int:
                 x, weight, bias = tensors(shape, dtype, layout, device)
                 out = torch.empty_like(x)
                 tried = (PIXELS if layout == "nhwc" else PIECES + SWEEPS) + COPIES
-                tried += STREAMS if layout == "nchw" and copies.available(x.device) else []
                 times = {}
                 for values in ({}, *(tried[:: len(tried) - 1] if arguments.dry_run else tried)):
                     with constants(values):
                         name = " ".join(f"{key.lower()}={value}" for key, value in values.items()) or "the rule"
-                        if "AHEAD" in values:
-                            if not stream.takes(x, out):
-                                continue
-                            run = stream.planned(x, norm.EPS, False, processors=norm.multiprocessors(x.device))
-                        else:  # the function keeps its plans
-                            run = norm.planned(x, weight, bias, None, False, norm.EPS, out)
+                        run = norm.planned(x, weight, bias, None, False, norm.EPS, out)  # the function keeps its plans
                         times[name] = time_of(lambda run=run, args=(x, weight, bias, None, out): run(*args))
                 copy = time_of(lambda out=out, x=x: out.copy_(x))
                 words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}"

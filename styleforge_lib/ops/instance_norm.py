@@ -39,7 +39,8 @@ RESIDENT = {16: 2, 8: 4}  # vectors that each thread holds: how many such blocks
 SLOT = 4  # words of a block in the exchange
 
 WHOLE_BYTES = THREADS * 16 * VECTOR_BYTES  # up to here one block holds a plane; a larger one is cut into pieces
-PIECE_BYTES = THREADS * 8 * VECTOR_BYTES  # of at most this size
+PIECE_BYTES = THREADS * 8 * VECTOR_BYTES  # of at most this size, or of WHOLE_BYTES
+LARGE_BYTES = 1 << 20  # beyond: a plane of as many blocks waits for each other longer than the smaller blocks gain
 FLIGHT = 4  # vectors that a thread is to have under way
 # Where blocks go through more than they hold, the multiprocessors are to be filled once: a block more would begin a
 # second round with most of them idle, and blocks that wait for each other must run at once.
@@ -229,7 +230,8 @@ def pieces_to_hold(size: int, itemsize: int, alone: bool) -> tuple[int, int, int
     if alone and WHOLE_BYTES < size * itemsize <= WIDE_THREADS * 8 * VECTOR_BYTES:
         return 8, WIDE_THREADS, size, 1
     if size * itemsize > WHOLE_BYTES:
-        length = _rounded_up(math.ceil(size / math.ceil(size * itemsize / PIECE_BYTES)), 32 * lanes)  # for every warp
+        most = PIECE_BYTES if size * itemsize <= LARGE_BYTES else WHOLE_BYTES
+        length = _rounded_up(math.ceil(size / math.ceil(size * itemsize / most)), 32 * lanes)  # for every warp
         pieces = math.ceil(size / length)
     threads = 1 << max(0, math.ceil(length / (lanes * FLIGHT)) - 1).bit_length()
     vectors = 8 if length * itemsize <= THREADS * 8 * VECTOR_BYTES else 16

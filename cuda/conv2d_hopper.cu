@@ -38,10 +38,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         if (step < STEPS) ring.fetch(step, weights + step * STEP);
     };
     if (DEPENDENTS_EARLY) launch_dependents();
-    if (threadIdx.x == 0) {
-        ring.init();
+    if (threadIdx.x == 0) ring.init();
+    __syncwarp();  // for racecheck, which else takes the next lines for another thread's
+    if (threadIdx.x == 0)
         for (int step = 0; step < STAGES - 1; step++) fetch(step);
-    }
     wait_for_earlier_kernels();  // all but the weights is theirs
     float4 mine[4] = {};  // scale and shift of this thread's eight channels
     if (NORM)

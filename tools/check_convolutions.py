@@ -72,9 +72,13 @@ class Row:
 
 
 class Problem:
-    """A layer with its data, and what float64 and PyTorch make of them."""
+    """A layer with its data, and what float64 and PyTorch make of them.
 
-    def __init__(self, layer: Layer, images: int, height: int, width: int, device: str):
+    device: where the kernel is launched. apart: whether all else happens on the CPU, where no tool watches it.
+    """
+
+    def __init__(self, layer: Layer, images: int, height: int, width: int, device: str, apart: bool = False):
+        self.device, device = device, "cpu" if apart else device
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int) -> torch.Tensor:
@@ -133,21 +137,24 @@ class Problem:
 
     def kernel(self, kind: type, arch: str):
         """Return (kernel, launch, outputs); `launch()` launches once."""
-        layer, device = self.layer, self.x.device
-        kernel = prepare(layer, self.weight, self.bias, self.norm, arch=arch, kernel=kind)
-        out = torch.empty(layer.out_shape(self.x.shape), dtype=layer.picture_out or layer.dtype, device=device)
+        layer, device = self.layer, self.device
+        tensors = (self.x, self.affine, self.residual, self.weight, self.bias, self.norm.weight, self.norm.bias)
+        x, affine, residual, weight, bias, *norm = (None if one is None else one.to(device) for one in tensors)
+        kernel = prepare(layer, weight, bias, Norm(*norm), arch=arch, kernel=kind)
+        out = torch.empty(layer.out_shape(x.shape), dtype=layer.picture_out or layer.dtype, device=device)
         made = {"out": out.view(torch.uint8).fill_(0xFF).view(out.dtype)}  # NaN
-        given = {"affine": self.affine, "residual": self.residual}
+        given = {"affine": affine, "residual": residual}
         if layer.materialise:
-            made["materialised"] = given["materialised"] = torch.full_like(self.x, torch.nan)
+            made["materialised"] = given["materialised"] = torch.full_like(x, torch.nan)
         if layer.statistics:
-            given["sums"] = plane_sums(len(self.x), device)
-            shape = (len(self.x), layer.c_out, 2)
+            given["sums"] = plane_sums(len(x), device)
+            shape = (len(x), layer.c_out, 2)
             made["affine_out"] = given["affine_out"] = torch.full(shape, torch.nan, device=device)
-        return kernel, lambda: kernel(self.x, out, **given), made
+        return kernel, lambda: kernel(x, out, **given), made
 
     def judge(self, made: dict[str, torch.Tensor], allowed: float) -> tuple[float, float, bool]:
         """Return the error as a multiple of PyTorch's, the error of the norm, and whether both are small enough."""
+        made = {name: value.to(self.x.device) for name, value in made.items()}
         out = made["out"].double()
         out = out if self.layer.picture_out else out.permute(0, 3, 1, 2)
         error = (out - self.expected).abs().max().item()
@@ -225,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
             if options.only not in name or options.layer not in (None, name):
                 continue
             layer = replace(layer, numbers=options.numbers)
-            problem = Problem(layer, options.batch, -(-height // smaller), -(-width // smaller), device)
+            shape = (options.batch, -(-height // smaller), -(-width // smaller))
+            problem = Problem(layer, *shape, device, apart=options.sanitize)
             for row in check(name, problem, arch, timed):
                 print(row, flush=True)
                 failed += not row.passed

@@ -15,7 +15,7 @@ import sys
 
 import torch
 
-from styleforge_lib.ops import instance_norm
+from styleforge_lib.ops import instance_norm, instance_norm_hopper
 from styleforge_lib.ops.instance_norm import DTYPES, EPS, fused_pytorch, fused_reference
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
@@ -37,11 +37,12 @@ TINY = ((2, 8, 9, 7), (1, 3, 17, 31))
 NAMES = ("out", "dx", "dweight", "dbias", "dresidual")
 
 
-def results(function, tensors: tuple, dout: torch.Tensor, relu: bool) -> list[torch.Tensor]:
-    """Return the output and the gradients of function(x, weight, bias, residual, relu, eps)."""
-    leaves = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in tensors]
+def results(function, tensors: tuple, dout: torch.Tensor, relu: bool, device: str) -> list[torch.Tensor]:
+    """Return the output and the gradients of function(x, weight, bias, residual, relu, eps), computed on a device."""
+    leaves = [tensor.detach().to(device, copy=True).requires_grad_() for tensor in tensors]
     out = function(*leaves, relu, EPS)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+    found = [out.detach(), *torch.autograd.grad(out, leaves, dout.to(device))]
+    return [value.to(dout.device) for value in found]
 
 
 def ours(x, weight, bias, residual, relu, eps) -> torch.Tensor:
@@ -49,21 +50,30 @@ def ours(x, weight, bias, residual, relu, eps) -> torch.Tensor:
     return instance_norm(x, weight, bias, eps, relu, residual)
 
 
-def compare(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, device: str) -> list[str]:
-    """Return what is wrong with one shape: names of results, how far they are off, and how far they may be."""
+def compare(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, launched_on: str, apart: bool = False
+) -> list[str]:
+    """Return what is wrong with one shape: names of results, how far they are off, and how far they may be.
+
+    apart: whether all but our kernels runs on the CPU, where no tool watches it.
+    """
     torch.manual_seed(0)
+    device = "cpu" if apart else launched_on
     x, residual, dout = (torch.randn(shape, device=device).to(dtype).to(memory_format=layout) for _ in range(3))
     weight, bias = torch.randn(2, shape[1], device=device).to(dtype)
     tensors = (x * 3 + 40, weight, bias, residual)
     wrong = []
     for relu in (False, True):
-        got = results(ours, tensors, dout, relu)
+        got = results(ours, tensors, dout, relu, launched_on)
         # Which numbers the ReLU cuts is told by the result; rounding decides at 0, in any order of computing.
         passed = dout * (got[0] > 0) if relu else dout
         with torch.no_grad():
-            got[0] = ours(*tensors, relu, EPS)  # the kernels that save nothing
-        expected = results(fused_reference, tuple(tensor.double() for tensor in tensors), passed.double(), False)
-        peers = results(fused_pytorch, tensors, passed, False)
+            there = [tensor.to(launched_on) for tensor in tensors]
+            got[0] = ours(*there, relu, EPS).to(device)  # the kernels that save nothing
+        expected = results(
+            fused_reference, tuple(tensor.double() for tensor in tensors), passed.double(), False, device
+        )
+        peers = results(fused_pytorch, tensors, passed, False, device)
         if relu:
             expected[0], peers[0] = expected[0].relu(), peers[0].relu()
         for name, value, reference, peer in zip(NAMES, got, expected, peers, strict=True):
@@ -111,7 +121,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the emulator")
     parser.add_argument("--sanitize", action="store_true", help="few shapes, and no graphs or streams")
+    parser.add_argument("--no-clusters", action="store_true", help="pieces of a plane meet as they do without")
     arguments = parser.parse_args()
+    if arguments.no_clusters:
+        instance_norm_hopper.CLUSTERS = ()
     dry = arguments.dry_run
     if dry:
         os.environ[DEVICE_VARIABLE] = "emulator"
@@ -129,7 +142,7 @@ def main() -> int:
         for dtype in DTYPES:
             for layout in (torch.contiguous_format, torch.channels_last):
                 words = f"{'x'.join(map(str, shape))} {dtype} {layout}".replace("torch.", "")
-                tell(words, compare(shape, dtype, layout, "cpu" if dry else "cuda"))
+                tell(words, compare(shape, dtype, layout, "cpu" if dry else "cuda", arguments.sanitize))
     if not (dry or arguments.sanitize):
         for layout in (torch.contiguous_format, torch.channels_last):
             words = str(layout).removeprefix("torch.")

@@ -276,7 +276,6 @@ __device__ void norm_planes(const T* x, const Ending<T>& ending, const T* residu
                             long long* slots, int channels, long long size, long long length, int pieces, int launch,
                             int patience) {
     const Piece piece(size, length, pieces);
-    if (threadIdx.x == 0) ask_for(ending.weight, ending.bias, piece.plane % channels);
     Held<T, HELD> held;
     const Moments m = agree(held, x + piece.plane * size, slots, size, length, pieces, launch, patience);
     if (saved && threadIdx.x == 0 && blockIdx.x % pieces == 0) save(saved, m, ending.eps, piece.plane);

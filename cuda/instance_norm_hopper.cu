@@ -99,7 +99,8 @@ struct Chunks {
         const long long begin = (long long)chunk * VECTORS;
         const unsigned barrier = full + 8 * (chunk % SLOTS), bytes = 16 * min((long long)VECTORS, vectors - begin);
         barrier_expect(barrier, bytes);
-        bulk_copy(slot(chunk), x + begin, bytes, barrier);
+        // What is read once leaves the cache's room to the result, whose lines would else be evicted for it.
+        bulk_copy(slot(chunk), x + begin, bytes, barrier, chunks <= SLOTS + KEPT ? READ_ONCE : READ_AGAIN);
     }
 
     __device__ void wait(int chunk) const {
@@ -345,7 +346,6 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
     };
     Chunks chunks(shared_address(memory), shared_address(sums) + SUM_BYTES);
     const Columns<COUNT> columns(together / COUNT, sums);
-    if (threadIdx.x < together) ask_for(weight, bias, group * together % channels + threadIdx.x);
     Moments m;  // NCHW: of the piece, then of the plane
     bool deserted = false;
 #pragma unroll 1

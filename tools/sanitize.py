@@ -70,7 +70,14 @@ def watched(tools: Iterable[str], numbers: str) -> list[Watched]:
 
 def run(one: Watched) -> tuple[bool, str]:
     """Run one command; return whether it is clean, and what it said."""
-    done = subprocess.run(one.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        one.command(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # for the references: each processor has a process already
+    )
     return done.returncode == 0 and any(words in done.stdout for words in CLEAN), done.stdout
 
 

@@ -7,6 +7,7 @@
 //   copy_async(to, from) / copies_commit / copies_wait<N>      16 bytes a thread, without registers (cp.async)
 //   load_shared(from), store_shared(to, v)  16 bytes of shared memory
 //   bulk_copy(to, from, bytes, barrier)     global to shared memory by the copy engine; the bytes arrive at the barrier
+//   bulk_copy(..., policy)                  which lines of the L2 cache go first when it needs room: READ_ONCE, READ_AGAIN
 //   fence_async()                           what this thread stored in shared memory may be read by the engines
 //   Wgmma<T>::m64n128k16(d, a, b)           d[64 x 128] += A[64 x 16] B[16 x 128], both from shared memory
 //   Wgmma<T>::m64n96k16(d, a0..a3, b)       d[64 x 96] += A B, A from registers: those of mma.m16n8k16, 16 rows a warp
@@ -57,6 +58,16 @@ __device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+
+// As createpolicy.fractional makes them: L2::evict_first and L2::evict_normal, of all lines.
+constexpr unsigned long long READ_ONCE = 0x12F0000000000000ull, READ_AGAIN = 0x1000000000000000ull;
+
+__device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, unsigned barrier, unsigned long long policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
 }
 
 __device__ inline void copy_async(unsigned to, const void* from) {

@@ -4,7 +4,6 @@
 //   near_first(x, ...)            a number near the first few of a plane: what its distances are measured from
 //   cancelled(square, m2)         whether distances from such a number have lost too much of M2
 //   inverse_root(v)               1 / sqrt(v), rounded to nearest, or nearly always
-//   ask_for(weight, bias, ...)    of a channel, so that they are near when the moments are known
 //   Affine                        of a plane: out = (x - mean) * scale + shift
 //   save(...)                     of a plane, for the backward pass
 //   finish(...)                   that for one number; then the residual, and ReLU
@@ -48,13 +47,6 @@ __device__ inline bool cancelled(float squares, float m2) { return squares > 8.0
 __device__ inline float inverse_root(float v) {
     const float s = 1.0f / sqrtf(v), product = v * s, lost = fmaf(v, s, -product);
     return fmaf(0.5f * s, fmaf(-lost, s, fmaf(-product, s, 1.0f)), s);
-}
-
-// Otherwise every thread of a block, with all numbers of its plane at hand, waits for the memory once more.
-template <typename T>
-__device__ void ask_for(const T* weight, const T* bias, long long channel) {
-    if (weight) asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + channel));
-    if (bias) asm volatile("prefetch.global.L2 [%0];" ::"l"(bias + channel));
 }
 
 struct alignas(16) Affine {

@@ -288,7 +288,7 @@ def test_every_cards_code_runs_in_the_emulator(arch, dtype):
     ],
 )
 def test_a_block_holds_32_kb_or_of_large_planes_and_small_ones_64(side, itemsize, vectors, pieces):
-    got, threads, length, cut = norm.pieces_to_hold(side * side, itemsize, alone=False)
+    got, threads, length, cut = norm.pieces_to_hold(side * side, itemsize, alone=False, adds=False)
     assert (got, cut) == (vectors, pieces)
     assert length * itemsize <= threads * vectors * norm.VECTOR_BYTES
     assert threads == norm.THREADS or pieces == 1
@@ -299,8 +299,12 @@ def test_a_block_holds_32_kb_or_of_large_planes_and_small_ones_64(side, itemsize
     [(256, 2, 1024, 1), (181, 4, 1024, 1), (182, 4, 256, 5), (128, 4, 256, 1)],
 )
 def test_a_plane_of_128_kb_that_has_a_multiprocessor_is_not_cut(side, itemsize, threads, pieces):
-    _, *got = norm.pieces_to_hold(side * side, itemsize, alone=True)
+    _, *got = norm.pieces_to_hold(side * side, itemsize, alone=True, adds=True)
     assert (got[0], got[2]) == (threads, pieces)
+
+
+def test_where_a_residual_is_added_large_planes_have_small_pieces():
+    assert [norm.pieces_to_hold(1 << 20, 4, False, adds)[3] for adds in (False, True)] == [64, 128]
 
 
 @settings(max_examples=200)
@@ -310,9 +314,11 @@ def test_a_plane_of_128_kb_that_has_a_multiprocessor_is_not_cut(side, itemsize, 
     size=st.integers(1, 2**29),
     wide=st.booleans(),
     processors=st.integers(1, 200),
+    adds=st.booleans(),
 )
-def test_pieces_cover_every_plane(outer, channels, size, wide, processors):
-    vectors, threads, length, pieces = norm.pieces_to_hold(size, 4 if wide else 2, alone=outer * channels <= processors)
+def test_pieces_cover_every_plane(outer, channels, size, wide, processors, adds):
+    itemsize = 4 if wide else 2
+    vectors, threads, length, pieces = norm.pieces_to_hold(size, itemsize, outer * channels <= processors, adds)
     assert (pieces - 1) * length < size <= pieces * length
     assert length * (4 if wide else 2) <= threads * vectors * norm.VECTOR_BYTES
     assert threads & (threads - 1) == 0

@@ -13,8 +13,8 @@ import numpy as np
 
 from .address_space import SLOT_SHIFT, Region, Site
 from .lanes import Lanes
-from .located import Located
-from .memory import Memory
+from .located import Located, spread_of, step_of
+from .memory import NARROW, Memory
 
 _MOST = 16  # patterns that are remembered, each as large as the lanes
 _U8, _I8 = np.dtype(np.uint64), np.dtype(np.int64)
@@ -59,7 +59,9 @@ class AddressSums:
                 return None
             if self._last[0] is not a or self._last[1] is not lanes:
                 self._last = None, None, None
-                self._last = a, lanes, _Pattern(a.view(_I8) - a.view(_I8)[0, 0])
+                offset = a.view(_I8) - a.view(_I8)[0, 0]
+                # Of many blocks side by side it would take longer to look than it saves.
+                self._last = a, lanes, _Pattern(offset, spread_of(offset) if offset.shape[1] <= NARROW else None)
             return self._last[2], first
         if not (a.shape[0] == b.shape[1] == 1 or a.shape[1] == b.shape[0] == 1):
             return None
@@ -69,20 +71,22 @@ class AddressSums:
         if found is None:
             if len(self._found) >= _MOST:
                 self._found.clear()
-            found = self._found[key] = _Pattern(a + b)
+            threads, blocks = (a, b) if a.shape[1] == 1 else (b, a)
+            steps = step_of(threads[:, 0]), step_of(blocks[0])
+            found = self._found[key] = _Pattern(a + b, None if None in steps else steps)
         return found, first
 
 
 class _Pattern:
     """Where lanes lie, seen from the least address."""
 
-    def __init__(self, offset: np.ndarray):
+    def __init__(self, offset: np.ndarray, spread: tuple[int, int] | None):
         self.least, bits = 0, int(np.bitwise_or.reduce(offset, axis=None))
         if bits < 0:  # the first lane's is not the least
             self.least = int(offset.min())
             offset -= self.least
             bits = int(np.bitwise_or.reduce(offset, axis=None))
-        self.offset, self.bits = offset, bits
+        self.offset, self.bits, self.spread = offset, bits, spread
         self.indices: dict = {}
         self._located: dict[int, Located] = {}
 
@@ -91,6 +95,6 @@ class _Pattern:
         found = self._located.get(region.base)
         if found is None:
             found = Located(region, lanes, self.offset, 0, self.bits, self.bits & 15, exact=False)
-            found.indices = self.indices
+            found.indices, found.spread = self.indices, self.spread
             self._located[region.base] = found
         return found

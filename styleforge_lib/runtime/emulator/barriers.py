@@ -57,7 +57,10 @@ class Barriers:
 
     def _by_number(self, operand, lanes: Lanes) -> Iterator[tuple[int, Lanes]]:
         """Yield the numbers that lanes name, and the lanes of each."""
-        value = operand.value if isinstance(operand, Imm) else self._register(operand.name, lanes)
+        if isinstance(operand, Imm):
+            yield operand.value, lanes
+            return
+        value = self._register(operand.name, lanes)
         numbers = np.unique(value).tolist()
         for number in numbers:
             yield int(number), lanes if len(numbers) == 1 else lanes.split(value == number)[0]

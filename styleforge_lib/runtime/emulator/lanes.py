@@ -20,7 +20,7 @@ import functools
 import numpy as np
 
 ALL = slice(None)
-_MOST_SPLITS = 32  # that a universe remembers
+_MOST_SPLITS = 32  # that a universe remembers, and as many unions
 
 
 def is_scalar(value) -> bool:
@@ -43,6 +43,7 @@ class Universe:
         self.size = threads * blocks
         self.full = Lanes(self, ALL, ALL, None, self.size)
         self.splits: dict[tuple, tuple[Lanes, Lanes]] = {}  # (set, shape and bits of a predicate) -> its parts
+        self.unions: dict[tuple[Lanes, Lanes], Lanes] = {}
 
     def grid(self, rows, columns, count: int) -> Lanes:
         """Return the lanes of some threads in some blocks."""
@@ -280,6 +281,14 @@ def merge(first: Lanes, second: Lanes) -> Lanes:
     """Return the union of two disjoint sets."""
     if first.half_of is not None and first.half_of is second.half_of:
         return first.half_of[0]
-    mask = first.mask()
-    mask |= second.mask()
-    return first.universe.from_mask(mask)
+    unions = first.universe.unions
+    found = unions.get((first, second))
+    if found is None:
+        mask = first.mask()
+        mask |= second.mask()
+        found = first.universe.from_mask(mask)
+        if not (first.is_flat or second.is_flat):
+            if len(unions) >= _MOST_SPLITS:
+                unions.clear()
+            unions[first, second] = found
+    return found

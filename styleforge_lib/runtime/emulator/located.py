@@ -1,6 +1,7 @@
 """An address register after its bounds and alignment have been looked at once.
 
-Contents: `Located` (all lanes point into one region), `Scattered` (into several).
+Contents: `Located` (all lanes point into one region), `Scattered` (into several), `spread_of` and `step_of` (of numbers
+that grow evenly).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ class Located:
     may be too wide until `narrow` has been called.
     """
 
-    __slots__ = ("_steps", "address_bits", "counts", "exact", "high", "indices", "lanes", "low", "offset", "region")
+    __slots__ = ("address_bits", "counts", "exact", "high", "indices", "lanes", "low", "offset", "region", "spread")
 
     def __init__(self, region, lanes: Lanes, offset, low: int, high: int, address_bits: int, exact: bool = True):
         self.region, self.lanes, self.offset = region, lanes, offset
         self.low, self.high, self.address_bits, self.exact = low, high, address_bits, exact
         self.indices: dict = {}
         self.counts: dict = {}  # what `metrics` found out about this pattern of addresses
-        self._steps: tuple[int, int] | None = ()  # not looked at
+        self.spread: tuple[int, int] | None = ()  # from thread to thread, from block to block; (): not looked at
 
     def index(self, shift: int, left_out: int):
         """Return the element index for elements of `1 << shift` bytes."""
@@ -41,13 +42,34 @@ class Located:
 
         None too if accesses of `width` bytes overlap.
         """
-        if self._steps == ():
-            self._steps = _equal_steps(self.offset)
-        if self._steps is None:
+        if self.spread == ():
+            self.spread = spread_of(self.offset)
+        if self.spread is None:
             return None
-        (threads, blocks), (of_thread, of_block) = self.offset.shape, self._steps
+        (threads, blocks), (of_thread, of_block) = self.offset.shape, self.spread
         inner, outer, count = (of_thread, of_block, threads) if of_thread < of_block else (of_block, of_thread, blocks)
-        return self._steps if (inner >= width or count == 1) and outer >= inner * (count - 1) + width else None
+        return self.spread if (inner >= width or count == 1) and outer >= inner * (count - 1) + width else None
+
+    def walked(self, delta: int, whole: np.dtype, dtype: np.dtype, count: int) -> tuple[np.ndarray, ...] | None:
+        """Load `count` elements of each lane, a `whole` together, where offsets are known to grow evenly; else None.
+
+        Threads that lie side by side are copied a block at a time, and only then brought into the order of values:
+        blocks are often a power of two apart, and what a thread reads in all of them falls into one set of the cache.
+        """
+        steps = self.steps(whole.itemsize)
+        if steps is None:
+            return None
+        threads, blocks = self.offset.shape
+        memory = np.ndarray((threads, blocks), whole, self.region.data, int(self.offset[0, 0]) + delta, steps)
+        if steps[0] < steps[1]:
+            room = np.empty((blocks, threads + 1), whole)  # no power of two
+            room[:, :threads] = memory.T
+            strides = (room.strides[1], room.strides[0])
+        else:
+            room = np.ascontiguousarray(memory)
+            strides = room.strides
+        parts = np.ndarray((count, threads, blocks), dtype, room, 0, (dtype.itemsize, *strides))
+        return tuple(np.ascontiguousarray(parts))
 
     def narrow(self) -> None:
         """Make the bounds exact."""
@@ -73,12 +95,19 @@ class Scattered:
         self.lanes, self.parts = lanes, parts
 
 
-def _equal_steps(offset: np.ndarray) -> tuple[int, int] | None:
+def spread_of(offset: np.ndarray) -> tuple[int, int] | None:
     """Return by how much offsets grow along both axes, where that is the same everywhere, and not negative."""
-    steps = tuple(int(line[1] - line[0]) if line.size > 1 else 0 for line in (offset[:, 0], offset[0]))
-    rows, columns = (
-        line[0] + step * np.arange(line.size) for line, step in zip((offset[:, 0], offset[0]), steps, strict=True)
-    )
-    if min(steps) < 0 or (offset[:, 0] != rows).any() or (offset[0] != columns).any():
+    steps = step_of(offset[:, 0]), step_of(offset[0])
+    if None in steps:
         return None
-    return steps if (offset == rows[:, None] + (columns - columns[0])).all() else None
+    rows, columns = (step * np.arange(size) for step, size in zip(steps, offset.shape, strict=True))
+    return steps if (offset == rows[:, None] + (columns + offset[0, 0])).all() else None
+
+
+def step_of(line: np.ndarray) -> int | None:
+    """Return by how much some numbers grow, if always by the same, and do not fall."""
+    if line.size < 2:
+        return 0
+    steps = line[1:] - line[:-1]
+    first = int(steps[0])
+    return first if first >= 0 and (steps == first).all() else None

@@ -30,7 +30,7 @@ from .located import Located, Scattered
 
 _U4, _I8 = np.dtype(np.uint32), np.dtype(np.int64)
 _WORTH_ROWS = 1024
-_NARROW = 64  # blocks side by side: more lie too far apart to be read thread by thread
+NARROW = 64  # blocks side by side: more lie too far apart to be read thread by thread
 # A type of as many bytes as a vector access has, to move them by.
 _WHOLE = {2: np.dtype(np.uint16), 4: _U4, 8: np.dtype(np.uint64), 16: np.dtype(np.complex128)}
 _UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
@@ -216,6 +216,8 @@ class Memory:
                 return region.row((at.offset + delta) >> 2, dtype)
             return self._fetch(at, region.typed(dtype), delta) if width == 4 else self._load_bank(at, delta, dtype)
         data, left_out = region.typed(dtype)
+        if at.spread and at.offset.size > _WORTH_ROWS and (found := self._walked(at, delta, dtype, 1)):
+            return found[0]
         index = at.index(width.bit_length() - 1, left_out)
         skip = delta // width
         if isinstance(index, int):
@@ -249,20 +251,29 @@ class Memory:
         if at.region.banked:
             return tuple(self._load_bank(at, delta + position * width, dtype) for position in range(count))
         data, left_out = at.region.typed(dtype)
-        if count > 1 and not at.region.base % (width * count) and not left_out and np.size(at.offset) > _WORTH_ROWS:
+        many = np.size(at.offset) > _WORTH_ROWS
+        if at.spread and many and (found := self._walked(at, delta, dtype, count)):
+            return found
+        if count > 1 and not at.region.base % (width * count) and not left_out and many:
             # One row of `count` elements per lane, then the columns: fewer cache misses than `count` gathers.
             rows = data[: data.size // count * count].reshape(-1, count)
             place, skip = at.index((width * count).bit_length() - 1, 0), delta // (width * count)
             if at.low < 0:
                 place, skip = place + skip, 0
-            found = rows[skip:].take(place, axis=0)
-            return tuple(np.ascontiguousarray(found[..., position]) for position in range(count))
+            found = (rows[skip:] if skip else rows).take(place, axis=0)
+            columns = np.ascontiguousarray(found.reshape(-1, count).T)
+            return tuple(columns.reshape(count, *place.shape))
         index, skip = at.index(width.bit_length() - 1, left_out), delta // width
         if isinstance(index, int):
             return tuple(data[index + skip + position] for position in range(count))
         if at.low < 0:
             index, skip = index + skip, 0
         return tuple(data[skip + position :].take(index) for position in range(count))
+
+    @staticmethod
+    def _walked(at: Located, delta: int, dtype: np.dtype, count: int) -> tuple[np.ndarray, ...] | None:
+        whole = _WHOLE.get(dtype.itemsize * count)
+        return None if whole is None else at.walked(delta, whole, dtype, count)
 
     def _load_scattered(self, at: Scattered, delta: int, dtype: np.dtype, count: int, site: Site) -> tuple:
         out = tuple(np.empty(at.lanes.shape, dtype) for _ in range(count))
@@ -336,7 +347,7 @@ class Memory:
             self.later.append((at, delta, tuple(value.copy() for value in values), dtype, site))
             return
         wide, many = width * len(values), np.size(at.offset) > _WORTH_ROWS
-        if many and at.offset.ndim == 2 and at.offset.shape[1] <= _NARROW and (steps := at.steps(wide)) is not None:
+        if many and at.offset.ndim == 2 and at.offset.shape[1] <= NARROW and (steps := at.steps(wide)) is not None:
             first = int(at.offset[0, 0]) + delta
             for place, value in zip(range(first, first + wide, width), values, strict=True):
                 np.ndarray(at.offset.shape, dtype, at.region.data, place, steps)[...] = value

@@ -9,6 +9,7 @@ How batches follow each other, or run side by side, is `batches`.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -394,6 +395,7 @@ def _axis(number: np.ndarray, shape: tuple[int, int, int], position: int) -> np.
     return number // shape[0] % shape[1] if position == 1 else number // (shape[0] * shape[1])
 
 
+@functools.cache
 def _poison(dtype: np.dtype):
     if dtype == np.dtype(bool):
         return np.False_

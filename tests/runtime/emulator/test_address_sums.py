@@ -6,6 +6,7 @@ from conftest import compile_ptx
 
 from styleforge_lib.runtime.emulator import EmulatorFault, Program
 from styleforge_lib.runtime.emulator.address_sums import AddressSums
+from styleforge_lib.runtime.emulator.located import Located
 
 # Each number of y is written by several lanes where rows or threads overlap: the last of them wins.
 KERNEL = """extern "C" __global__ void k(const T* x, const T* z, T* y, int row, int step, int turns) {
@@ -33,7 +34,7 @@ TYPES = {
     "float4": (4, "make_float4(a.x + b.y, a.y - b.x, j, a.w * b.z)"),
 }
 EVERY = {"all": "false", "some": "threadIdx.x % 3 == blockIdx.x % 2", "a few threads": "threadIdx.x > 40"}
-BLOCKS, THREADS = 12, 96
+BLOCKS, THREADS = 24, 96  # each half of the blocks is more than `memory._WORTH_ROWS` lanes
 
 
 def compiled(kind, form, only="all"):
@@ -42,7 +43,7 @@ def compiled(kind, form, only="all"):
     return compile_ptx(f"typedef {kind} T;\n{body}"), width
 
 
-def launch(ptx, width, row, step, turns=2, skipped=0, count=9000):
+def launch(ptx, width, row, step, turns=2, skipped=0, count=18000):
     rng = np.random.default_rng(1)
     x, z = (rng.standard_normal(count * width + skipped).astype(np.float32)[skipped:] for _ in range(2))
     y = np.zeros(count * width + skipped, np.float32)[skipped:]
@@ -81,6 +82,25 @@ def test_values(kind, form, only, told, monkeypatch):
     assert all(one.any() for one in found)
 
 
+@pytest.mark.parametrize("shape", [(96, 1), (512, 3), (0, 1), (1, 12), (1, 30), (700, 0), (2048, 1)])
+@pytest.mark.parametrize("kind", TYPES)
+def test_numbers_that_lie_in_equal_steps_are_walked(kind, shape, monkeypatch):
+    walks, walked = [], Located.walked
+
+    def watched(self, *asked):
+        walks.append(walked(self, *asked) is not None)
+        return walked(self, *asked)
+
+    monkeypatch.setattr(Located, "walked", watched)
+    ptx, width = compiled(kind, "a row of the block's")
+    found = launch(ptx, width, *shape, count=60_000)
+    assert any(walks) == (shape not in ((0, 1), (1, 12), (700, 0)))  # there some lanes read the same numbers
+    by_itself(monkeypatch)
+    assert np.array_equal(found, launch(ptx, width, *shape, count=60_000))
+    assert np.isfinite(found).all()
+    assert found.any()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_arrays_that_begin_between_aligned_addresses(form, told, monkeypatch):
     ptx, width = compiled("float", form)
@@ -105,7 +125,7 @@ def test_a_fault_is_the_same(shape, form, kind, monkeypatch):
     said = []
     for _ in range(2):
         with pytest.raises(EmulatorFault) as caught:
-            launch(ptx, width, *shape)
+            launch(ptx, width, *shape, count=9000)
         said.append((str(caught.value), caught.value.line, caught.value.block, caught.value.threads))
         by_itself(monkeypatch)
     assert said[0] == said[1]

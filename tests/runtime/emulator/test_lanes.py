@@ -48,6 +48,30 @@ def test_few_splits_are_remembered_and_none_of_lanes_that_are_no_grid():
     assert len(universe.splits) == before
 
 
+def test_a_union_of_parts_of_different_splits_is_made_once():
+    full = Universe(THREADS, BLOCKS).full
+    low, high = full.split(np.arange(THREADS).reshape(-1, 1) < 32)
+    one, others = low.split(np.arange(32).reshape(-1, 1) == 0)
+    union = merge(high, others)
+    assert union.thread[:, 0].tolist() == list(range(1, THREADS))
+    assert merge(high, others) is union
+    assert merge(union, one) is full
+
+
+def test_few_unions_are_remembered_and_none_of_lanes_that_are_no_grid():
+    universe = Universe(THREADS, BLOCKS)
+    rows = [universe.full.split(np.arange(THREADS).reshape(-1, 1) == number)[0] for number in range(12)]
+    for first in rows:
+        for second in rows:
+            if first is not second:
+                assert merge(first, second).count == 2 * BLOCKS
+    assert 0 < len(universe.unions) <= lanes._MOST_SPLITS
+    before = dict(universe.unions)
+    diagonal = universe.full.split(np.eye(THREADS, BLOCKS, -32, dtype=bool))[0]
+    assert merge(rows[0], diagonal).count == 2 * BLOCKS
+    assert universe.unions == before
+
+
 def test_batches_of_one_size_share_their_universe():
     assert universe_of(THREADS, BLOCKS) is universe_of(THREADS, BLOCKS)
     assert universe_of(THREADS, BLOCKS).size == universe_of(BLOCKS, THREADS).size

@@ -60,11 +60,11 @@ def watched(tools: Iterable[str], numbers: str) -> list[Watched]:
     """Return what is to run: each tool with each layer, the residual blocks and the norms."""
     given, found = ("--sanitize", "--numbers", numbers), []
     for tool in tools:
-        found += [Watched(tool, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS]
+        clusters = ["--no-clusters"] if tool == "racecheck" else []
+        found.append(Watched(tool, ("check_instance_norm.py", "--sanitize", *clusters)))  # the longest comes first
         if numbers in ("float16", "bfloat16"):
             found.append(Watched(tool, ("tune_residual_blocks.py", *given)))
-        clusters = ["--no-clusters"] if tool == "racecheck" else []
-        found.append(Watched(tool, ("check_instance_norm.py", "--sanitize", *clusters)))
+        found += [Watched(tool, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS]
     return found
 
 

@@ -131,7 +131,7 @@ def test_sanitize_names_every_tool_layer_and_norm():
     assert len(halves) == len(found) + len(sanitize.TOOLS)  # the residual blocks
     for tool in sanitize.TOOLS:
         of_tool = [one for one in found if one.tool == tool]
-        layers, norms = of_tool[:-1], of_tool[-1]
+        norms, *layers = of_tool
         assert [one.program[-1] for one in layers] == list(check_convolutions.NETWORK)
         assert norms.program[0] == "check_instance_norm.py"
         for one in of_tool:

@@ -373,9 +373,9 @@ def tuning_ncu() -> str:
     machine = record["machine"]
     return (
         f"{table(head, lines, 'llrrrrrrrr')}\n\nTensor, issue: share of the time in which tensor cores multiply, and "
-        "of issue slots that are taken. DRAM and L2 in MB, shared memory of a block in KB. Layers like another are "
-        f"left out. Nsight Compute {machine.get('ncu', '')} on {machine['gpu']}, {record['run'][:10]}, float16 at "
-        f"{size_of(record['shape'])}: [the whole record](../records/{NCU.name})."
+        "of the turns in which schedulers have an instruction to issue. DRAM and L2 in MB, shared memory of a block in "
+        f"KB. Layers like another are left out. Nsight Compute {machine.get('ncu', '')} on {machine['gpu']}, "
+        f"{record['run'][:10]}, float16 at {size_of(record['shape'])}: [the whole record](../records/{NCU.name})."
     )
 
 

@@ -34,7 +34,8 @@ class AddressSums:
         `again` is whether other sums have a summand of this one, `low` the least offset used. Whatever is not plain
         here (a fault, an odd array) is the affair of `Memory`.
         """
-        if self.memory.trace is None and not lanes.is_flat:
+        trace = self.memory.trace
+        if (trace is None or trace.detector is None) and not lanes.is_flat:
             found = self._pattern(a, b, again, lanes)
             if found is not None:
                 pattern, first = found

@@ -100,6 +100,7 @@ class Lanes:
         "is_full",
         "rows",
         "universe",
+        "warp_count",
         "warp_form",
     )
 
@@ -110,6 +111,7 @@ class Lanes:
         self.half_of: tuple[Lanes] | None = None  # the set that was split in two; one tuple for both halves
         self.warp_form = None  # how the lanes lie in warps, once `warps` has looked
         self.groups = None  # and in warpgroups, once `warpgroups` has
+        self.warp_count: int | None = None  # once `metrics` has counted
 
     @property
     def is_flat(self) -> bool:

@@ -264,14 +264,17 @@ def _requests(at: Located, delta: int, width: int) -> tuple[int, int, int]:
 
 
 def _warp_count(lanes: Lanes) -> int:
-    """How many warps have at least one lane in the set."""
-    if lanes.index is None:
-        thread = lanes.thread[:, 0]
-        return int(np.unique(thread >> 5).size) * lanes.block.size
-    universe = lanes.universe
-    warps = np.zeros((-(-universe.threads // 32), universe.blocks), bool)
-    warps[lanes.thread >> 5, lanes.block] = True
-    return int(np.count_nonzero(warps))
+    """How many warps have at least one lane in the set; counted once."""
+    if lanes.warp_count is None:
+        if lanes.index is None:
+            thread = lanes.thread[:, 0]
+            lanes.warp_count = int(np.unique(thread >> 5).size) * lanes.block.size
+        else:
+            universe = lanes.universe
+            warps = np.zeros((-(-universe.threads // 32), universe.blocks), bool)
+            warps[lanes.thread >> 5, lanes.block] = True
+            lanes.warp_count = int(np.count_nonzero(warps))
+    return lanes.warp_count
 
 
 def _distinct(units: np.ndarray, present: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import compile_ptx
 
-from styleforge_lib.runtime.emulator import EmulatorFault, Program
+from styleforge_lib.runtime.emulator import EmulatorFault, Program, Trace
 from styleforge_lib.runtime.emulator.address_sums import AddressSums
 from styleforge_lib.runtime.emulator.located import Located
 
@@ -43,12 +43,12 @@ def compiled(kind, form, only="all"):
     return compile_ptx(f"typedef {kind} T;\n{body}"), width
 
 
-def launch(ptx, width, row, step, turns=2, skipped=0, count=18000):
+def launch(ptx, width, row, step, turns=2, skipped=0, count=18000, trace=None):
     rng = np.random.default_rng(1)
     x, z = (rng.standard_normal(count * width + skipped).astype(np.float32)[skipped:] for _ in range(2))
     y = np.zeros(count * width + skipped, np.float32)[skipped:]
     numbers = (np.int32(row), np.int32(step), np.int32(turns))
-    Program(ptx, {}).launch("k", (BLOCKS,), (THREADS,), (x, z, y, *numbers))
+    Program(ptx, {}).launch("k", (BLOCKS,), (THREADS,), (x, z, y, *numbers), trace=trace)
     return y
 
 
@@ -99,6 +99,26 @@ def test_numbers_that_lie_in_equal_steps_are_walked(kind, shape, monkeypatch):
     assert np.array_equal(found, launch(ptx, width, *shape, count=60_000))
     assert np.isfinite(found).all()
     assert found.any()
+
+
+@pytest.mark.parametrize("only", EVERY)
+@pytest.mark.parametrize("form", FORMS)
+def test_metrics(form, only, told, monkeypatch):
+    """Sectors depend on where an array begins, and the pattern is remembered without."""
+    ptx, width = compiled("float2", form, only)
+    shapes = [(96, 1, 3, 0), (512, 3, 2, 1), (0, 1, 2, 3), (97, 2, 2, 8), (96, 1, 3, 5)]
+
+    def counted():
+        traces = [Trace(races=False) for _ in shapes]
+        for trace, (row, step, turns, skipped) in zip(traces, shapes, strict=True):
+            launch(ptx, width, row, step, turns, 2 * skipped, trace=trace)
+        return [(trace.lines(), trace.distinct_bytes) for trace in traces]
+
+    found = counted()
+    assert only == "some" or any(told)
+    by_itself(monkeypatch)
+    assert found == counted()
+    assert all(any(line.sectors for line in lines.values()) for lines, _ in found)
 
 
 @pytest.mark.parametrize("form", FORMS)

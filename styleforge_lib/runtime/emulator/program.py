@@ -63,6 +63,7 @@ class Plan:
         live = self.graph.blocks[0].live_in
         self.live_at_start = [(name, bit) for name, bit in self.graph.bit.items() if live >> bit & 1]
         self.traffic = None  # the arrays that it reads and writes, once `batches` has looked
+        self.stored_to: set[str] | None = None  # what its stores may go by, once `shared_globals` has looked
         self.asynchronous = any(_is_asynchronous(item) for item in self.flat.body)
         self.line_of = program.line_of
         self.shared_layout: dict[int, tuple[str, int, int | None]] = {}

@@ -53,7 +53,9 @@ def written_arrays(plan, launch) -> set[int]:
 
     An address comes from whatever its register was computed from, in any order of instructions.
     """
-    return arrays_of(origins_of(plan.flat.body, ("st", "atom", "red")), plan, launch)
+    if plan.stored_to is None:
+        plan.stored_to = origins_of(plan.flat.body, ("st", "atom", "red"))
+    return arrays_of(plan.stored_to, plan, launch)
 
 
 def origins_of(body: list, opcodes: tuple[str, ...]) -> set[str]:

@@ -1,4 +1,4 @@
-// What tools/bench_emulator.py measures: kernels such as the lessons have, one instruction mix each.
+// What tools/bench_emulator.py measures: kernels such as the lessons have, one instruction mix each, and each text whole.
 #include <cuda_fp16.h>
 
 // One block a plane, three passes over it, float4.

@@ -33,7 +33,7 @@ SHAPES = (
     (1, 64, 512, 512),
 )
 # For compute-sanitizer: each kernel, at its smallest on a card of few multiprocessors.
-SANITIZED = ((2, 8, 9, 7), (2, 3, 9, 7), (1, 1, 255, 255), (1, 1, 300, 301), (1, 1, 530, 531))
+SANITIZED = ((2, 8, 9, 7), (2, 3, 9, 7), (1, 8, 255, 255), (1, 1, 300, 301), (1, 1, 530, 531))
 SANITIZED += ((1, 2, 512, 512), (1, 4, 512, 512))
 PROCESSORS = 8
 TINY = ((2, 8, 9, 7), (1, 3, 17, 31))

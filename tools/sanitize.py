@@ -1,4 +1,4 @@
-"""Run compute-sanitizer over every kernel of the library: memcheck, racecheck, initcheck, synccheck.
+"""Run compute-sanitizer over the kernels of convolutions and instance norm: memcheck, racecheck, initcheck, synccheck.
 
     python tools/sanitize.py                          # all four, float16; compute-sanitizer comes with the CUDA toolkit
     python tools/sanitize.py --tools memcheck --numbers tf32
@@ -6,14 +6,12 @@
 
 What is watched is tools/check_convolutions.py --sanitize, which launches each kernel of a layer twice on a small ragged
 picture, a process for each layer, so that what stops one hides no other; tools/tune_residual_blocks.py --sanitize
-(Hopper); and tools/check_instance_norm.py --sanitize, forward and backward. Each holds its results against references,
-which are computed on the CPU. As many processes run at once as the machine has processors. A line for each run, with
-all that it said where it is not clean: records/sanitize.txt is such a list.
+(Hopper); and tools/check_instance_norm.py --sanitize, forward and backward. References are computed on the CPU. As
+many processes run at once as the machine has processors. A line for each run, with all that it said where it is not
+clean. Exits with 1 where one is not, with 2 where compute-sanitizer or a GPU is missing.
 
-racecheck sees no clusters of instance norm: it takes what the copy engine brings to one place of two blocks' shared
-memories, by an instruction that each block executes once, for two copies to one place.
-Exits with 1 where a tool
-complains, with 2 where compute-sanitizer or a GPU is missing.
+racecheck sees no clusters of instance norm: it reported two copies to one place, both by an instruction that each block
+executes once. Two blocks have the same place, each in its own shared memory.
 """
 
 import argparse

@@ -114,8 +114,9 @@ def emulator_speed() -> str:
     ]
     head = ("kernel", "threads", "ms", "million warp instructions a second", "GFLOP/s", "with counts", "and races")
     return table(head, lines, "lrrrrrr") + (
-        f"\n\nTwo cores of a shared {rows[-1]['machine']} machine, Python {rows[-1]['python']}, NumPy "
-        f"{rows[-1]['numpy']}, {newest}."
+        f"\n\nTwo cores of a shared {rows[-1]['machine']} machine, which is faster and slower, Python "
+        f"{rows[-1]['python']}, NumPy {rows[-1]['numpy']}. Of each kernel's rows of {newest} in "
+        "[the record](../records/emulator.csv), the fastest."
     )
 
 

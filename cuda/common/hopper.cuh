@@ -60,7 +60,8 @@ __device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, 
                  : "memory");
 }
 
-// As createpolicy.fractional makes them: L2::evict_first and L2::evict_normal, of all lines.
+// L2::evict_first and L2::evict_normal, of all lines. What createpolicy makes of them PTX calls opaque; these are the words
+// that CUTLASS passes (cute/arch/copy_sm90_desc.hpp), and an H200 was measured to heed the first.
 constexpr unsigned long long READ_ONCE = 0x12F0000000000000ull, READ_AGAIN = 0x1000000000000000ull;
 
 __device__ inline void bulk_copy(unsigned to, const void* from, unsigned bytes, unsigned barrier, unsigned long long policy) {

@@ -168,7 +168,7 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
     if copied(x, residual, out, together=1) and hopper.held(planes, size, x.element_size(), processors):
         return hopper.planned(x, eps, relu, together=1, processors=processors)
     kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
-    alone, adds = planes <= processors, residual is not None
+    alone, adds = 3 * processors <= 4 * planes <= 4 * processors, residual is not None
     vectors, threads, length, pieces = pieces_to_hold(size, x.element_size(), alone, adds)
     relu = int(relu)
     if pieces <= processors * RESIDENT[vectors]:
@@ -225,8 +225,8 @@ def pieces_to_hold(size: int, itemsize: int, alone: bool, adds: bool) -> tuple[i
     """Return (vectors a thread, threads a block, numbers a piece, pieces a plane) for NCHW where a block holds a piece.
 
     Eight vectors where they suffice: twice as many blocks share a multiprocessor, and some write while others read.
-    alone: whether there is a multiprocessor for each plane. adds: whether a residual is loaded while the block writes,
-    which few large blocks wait for longer.
+    alone: whether each plane has a multiprocessor, and most of these a plane. adds: whether a residual is loaded while
+    the block writes, which few large blocks wait for longer.
     """
     lanes, pieces, length = VECTOR_BYTES // itemsize, 1, size
     if alone and WHOLE_BYTES < size * itemsize <= WIDE_THREADS * 8 * VECTOR_BYTES:

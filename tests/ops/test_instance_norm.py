@@ -121,7 +121,8 @@ def test_channels_last_is_right(dtype, monkeypatch, launched):
 
 
 @each_dtype
-def test_a_plane_that_one_wide_block_holds_is_right(dtype, launched):
+def test_a_plane_that_one_wide_block_holds_is_right(dtype, launched, monkeypatch):
+    monkeypatch.setattr(norm, "multiprocessors", lambda device: 1)
     side = 181 if dtype is torch.float32 else 255
     x, weight, bias, residual = tensors_of((1, 1, side, side), dtype)
     out = torch.full_like(x, torch.nan)
@@ -134,6 +135,8 @@ def test_a_plane_that_one_wide_block_holds_is_right(dtype, launched):
 def test_mean_4000_deviation_half_is_right_to_a_few_units(way, monkeypatch):
     """PyTorch's own error there is 5e-4."""
     cut(monkeypatch, way)
+    if way == "whole":
+        monkeypatch.setattr(norm, "multiprocessors", lambda device: 2)
     x = (torch.randn(1, 2, 150, 151, generator=torch.Generator().manual_seed(1)) * 0.5 + 4000).to(DEVICE)
     out = torch.empty_like(x)
     norm.launch(x, out)
@@ -303,6 +306,21 @@ def test_a_plane_of_128_kb_that_has_a_multiprocessor_is_not_cut(side, itemsize, 
     assert (got[0], got[2]) == (threads, pieces)
 
 
+@pytest.mark.parametrize(("planes", "threads"), [(98, 256), (99, 1024), (132, 1024), (133, 256)])
+def test_wide_blocks_are_for_as_many_planes_as_fill_the_card(planes, threads, monkeypatch):
+    asked, pieces = [], norm.pieces_to_hold
+
+    def watched(*given):
+        asked.append(pieces(*given)[1])
+        return pieces(*given)
+
+    monkeypatch.setattr(norm, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(norm, "pieces_to_hold", watched)
+    x = torch.empty(1, planes, 256, 256, dtype=torch.float16, device=DEVICE)
+    norm.planes(x, None, x, norm.EPS, False)
+    assert asked == [threads]
+
+
 def test_where_a_residual_is_added_large_planes_have_small_pieces():
     assert [norm.pieces_to_hold(1 << 20, 4, False, adds)[3] for adds in (False, True)] == [64, 128]
 
@@ -314,11 +332,12 @@ def test_where_a_residual_is_added_large_planes_have_small_pieces():
     size=st.integers(1, 2**29),
     wide=st.booleans(),
     processors=st.integers(1, 200),
+    alone=st.booleans(),
     adds=st.booleans(),
 )
-def test_pieces_cover_every_plane(outer, channels, size, wide, processors, adds):
+def test_pieces_cover_every_plane(outer, channels, size, wide, processors, alone, adds):
     itemsize = 4 if wide else 2
-    vectors, threads, length, pieces = norm.pieces_to_hold(size, itemsize, outer * channels <= processors, adds)
+    vectors, threads, length, pieces = norm.pieces_to_hold(size, itemsize, alone, adds)
     assert (pieces - 1) * length < size <= pieces * length
     assert length * (4 if wide else 2) <= threads * vectors * norm.VECTOR_BYTES
     assert threads & (threads - 1) == 0

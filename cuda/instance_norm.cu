@@ -196,19 +196,30 @@ struct Held {
     }
 
     // Write the piece. out: alike to x, and so residual, to a multiple of 16 bytes. ADD: there is a residual; CUT: ReLU.
+    // The residual comes AHEAD vectors at a time: behind a store, each load would wait until the one before is back.
     template <bool ADD, bool CUT>
     __device__ void write(const T* x, const T* residual, T* out, const Affine& affine) const {
-        float value[LANES<T>], added[LANES<T>];
+        constexpr int AHEAD = HELD / 4;  // more registers are not free
         const uint4* source = reinterpret_cast<const uint4*>(residual + start);
         uint4* target = reinterpret_cast<uint4*>(out + start);
+        uint4 added[AHEAD];
+        float value[LANES<T>], other[LANES<T>];
 #pragma unroll
-        for (int v = 0; v < HELD; v++)
-            if (32 * v < reach) {
-                unpack<T>(vector[v], value);
-                if (ADD) unpack<T>(source[32 * v], added);
-                for (int k = 0; k < LANES<T>; k++) value[k] = finish(value[k], ADD ? added[k] : 0.0f, ADD, affine, CUT);
-                __stwb(target + 32 * v, pack<T>(value));
-            }
+        for (int first = 0; first < HELD; first += AHEAD) {
+#pragma unroll
+            for (int v = first; v < first + AHEAD; v++)
+                if (ADD && 32 * v < reach) added[v - first] = __ldcg(source + 32 * v);
+            if (ADD) __syncwarp();  // which ptxas moves no load across
+#pragma unroll
+            for (int v = first; v < first + AHEAD; v++)
+                if (32 * v < reach) {
+                    unpack<T>(vector[v], value);
+                    if (ADD) unpack<T>(added[v - first], other);
+                    for (int k = 0; k < LANES<T>; k++)
+                        value[k] = finish(value[k], ADD ? other[k] : 0.0f, ADD, affine, CUT);
+                    __stwb(target + 32 * v, pack<T>(value));
+                }
+        }
         if (alone >= 0) write_some<1>(x, ADD ? residual : nullptr, out, alone, affine, CUT);
     }
 };

@@ -115,22 +115,12 @@ struct Chunks {
         if (threadIdx.x == 0) fetch(chunk);
     }
 
-    // use(vector, v) for each vector of the part that is this thread's, x[v].
-    template <class Use>
-    __device__ void visit(const Use& use) {
-        const int step = pass % 2 ? -1 : 1;
-        visit_kept(use);
-        for (int chunk = pass % 2 ? chunks - 1 : KEPT; KEPT <= chunk && chunk < chunks; chunk += step) {
-            wait(chunk);
-            each([&](int turn, long long v) { use(arrived(chunk, turn), v); }, chunk);
-            const int next = chunk + step * SLOTS;
-            if (KEPT <= next && next < chunks) refill(next);
-        }
-        pass++;
-    }
+    // The chunk to which a pass comes as its p-th.
+    __device__ int at(int p) const { return p < KEPT || pass % 2 == 0 ? p : chunks - 1 - (p - KEPT); }
 
-    template <class Use>
-    __device__ void visit_kept(const Use& use) {
+    // use(vector, turn, v) for each vector of the part that is this thread's, x[v]. begin(p): before those of a chunk.
+    template <class Begin, class Use>
+    __device__ void visit(const Begin& begin, const Use& use) {
 #pragma unroll
         for (int chunk = 0; chunk < KEPT; chunk++) {
             if (chunk >= chunks) break;
@@ -139,8 +129,17 @@ struct Chunks {
                 each([&](int turn, long long v) { kept[chunk][turn] = arrived(chunk, turn); }, chunk);
                 if (chunk + SLOTS < chunks) refill(chunk + SLOTS);
             }
-            each([&](int turn, long long v) { use(kept[chunk][turn], v); }, chunk);
+            begin(chunk);
+            each([&](int turn, long long v) { use(kept[chunk][turn], turn, v); }, chunk);
         }
+        for (int p = KEPT; p < chunks; p++) {
+            const int chunk = at(p);
+            begin(p);
+            wait(chunk);
+            each([&](int turn, long long v) { use(arrived(chunk, turn), turn, v); }, chunk);
+            if (p + SLOTS < chunks) refill(chunk + (pass % 2 ? -SLOTS : SLOTS));
+        }
+        pass++;
     }
 
     template <class Do>
@@ -157,7 +156,7 @@ template <typename T, int COUNT>
 __device__ void add_up(Chunks& chunks, const float (&center)[COUNT], float (&sums)[2][COUNT]) {
     float value[LANES<T>];
     for (int k = 0; k < COUNT; k++) sums[0][k] = sums[1][k] = 0.0f;
-    chunks.visit([&](const uint4& vector, long long) {
+    chunks.visit([](int) {}, [&](const uint4& vector, int, long long) {
         unpack<T>(vector, value);
         for (int k = 0; k < LANES<T>; k++) {
             const float distance = value[k] - center[k % COUNT];
@@ -299,17 +298,31 @@ __device__ void close_planes(const Moments* partial, float4* affine, const T* we
     }
 }
 
-// Write the part. ADD: there is a residual. cut: ReLU; at run time, as the code is read once and its length is felt.
+// Write the part. ADD: there is a residual, a chunk of which is under way while the one before is used. cut: ReLU; at run
+// time, as the code is read once and its length is felt.
 template <bool ADD, typename T, int COUNT>
 __device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&affine)[COUNT], bool cut) {
     const uint4* source = reinterpret_cast<const uint4*>(residual);
     uint4* target = reinterpret_cast<uint4*>(out);
-    chunks.visit([&](const uint4& vector, long long v) {
-        float value[LANES<T>], added[LANES<T>];
+    uint4 added[TURNS], next[TURNS];
+    const auto ask = [&](int p) {
+        if (ADD && p < chunks.chunks)
+            chunks.each([&](int turn, long long v) { next[turn] = __ldcg(source + v); }, chunks.at(p));
+    };
+    const auto begin = [&](int p) {
+        if constexpr (ADD) {
+            for (int turn = 0; turn < TURNS; turn++) added[turn] = next[turn];
+            ask(p + 1);
+            __syncwarp();  // which ptxas moves no load across: to where it is used, and would be waited for
+        }
+    };
+    ask(0);
+    chunks.visit(begin, [&](const uint4& vector, int turn, long long v) {
+        float value[LANES<T>], other[LANES<T>];
         unpack<T>(vector, value);
-        if (ADD) unpack<T>(__ldg(source + v), added);
+        if (ADD) unpack<T>(added[turn], other);
         for (int k = 0; k < LANES<T>; k++)
-            value[k] = finish(value[k], ADD ? added[k] : 0.0f, ADD, affine[k % COUNT], cut);
+            value[k] = finish(value[k], ADD ? other[k] : 0.0f, ADD, affine[k % COUNT], cut);
         __stwb(target + v, pack<T>(value));
     });
 }

@@ -168,8 +168,8 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
     if copied(x, residual, out, together=1) and hopper.held(planes, size, x.element_size(), processors):
         return hopper.planned(x, eps, relu, together=1, processors=processors)
     kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
-    alone, adds = 3 * processors <= 4 * planes <= 4 * processors, residual is not None
-    vectors, threads, length, pieces = pieces_to_hold(size, x.element_size(), alone, adds)
+    alone = 3 * processors <= 4 * planes <= 4 * processors
+    vectors, threads, length, pieces = pieces_to_hold(size, x.element_size(), alone)
     relu = int(relu)
     if pieces <= processors * RESIDENT[vectors]:
         blocks, words = planes * pieces, SLOT * planes * pieces
@@ -221,18 +221,17 @@ def copied(*tensors: torch.Tensor | None, together: int) -> bool:
     return COPY_ENGINE and hopper.available(tensors[0].device) and hopper.takes(*tensors, together=together)
 
 
-def pieces_to_hold(size: int, itemsize: int, alone: bool, adds: bool) -> tuple[int, int, int, int]:
+def pieces_to_hold(size: int, itemsize: int, alone: bool) -> tuple[int, int, int, int]:
     """Return (vectors a thread, threads a block, numbers a piece, pieces a plane) for NCHW where a block holds a piece.
 
     Eight vectors where they suffice: twice as many blocks share a multiprocessor, and some write while others read.
-    alone: whether each plane has a multiprocessor, and most of these a plane. adds: whether a residual is loaded while
-    the block writes, which few large blocks wait for longer.
+    alone: whether each plane has a multiprocessor, and most of these a plane.
     """
     lanes, pieces, length = VECTOR_BYTES // itemsize, 1, size
     if alone and WHOLE_BYTES < size * itemsize <= WIDE_THREADS * 8 * VECTOR_BYTES:
         return 8, WIDE_THREADS, size, 1
     if size * itemsize > WHOLE_BYTES:
-        most = PIECE_BYTES if adds or size * itemsize <= LARGE_BYTES else WHOLE_BYTES
+        most = PIECE_BYTES if size * itemsize <= LARGE_BYTES else WHOLE_BYTES
         length = _rounded_up(math.ceil(size / math.ceil(size * itemsize / most)), 32 * lanes)  # for every warp
         pieces = math.ceil(size / length)
     threads = 1 << max(0, math.ceil(length / (lanes * FLIGHT)) - 1).bit_length()

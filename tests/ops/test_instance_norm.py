@@ -291,7 +291,7 @@ def test_every_cards_code_runs_in_the_emulator(arch, dtype):
     ],
 )
 def test_a_block_holds_32_kb_or_of_large_planes_and_small_ones_64(side, itemsize, vectors, pieces):
-    got, threads, length, cut = norm.pieces_to_hold(side * side, itemsize, alone=False, adds=False)
+    got, threads, length, cut = norm.pieces_to_hold(side * side, itemsize, alone=False)
     assert (got, cut) == (vectors, pieces)
     assert length * itemsize <= threads * vectors * norm.VECTOR_BYTES
     assert threads == norm.THREADS or pieces == 1
@@ -302,7 +302,7 @@ def test_a_block_holds_32_kb_or_of_large_planes_and_small_ones_64(side, itemsize
     [(256, 2, 1024, 1), (181, 4, 1024, 1), (182, 4, 256, 5), (128, 4, 256, 1)],
 )
 def test_a_plane_of_128_kb_that_has_a_multiprocessor_is_not_cut(side, itemsize, threads, pieces):
-    _, *got = norm.pieces_to_hold(side * side, itemsize, alone=True, adds=True)
+    _, *got = norm.pieces_to_hold(side * side, itemsize, alone=True)
     assert (got[0], got[2]) == (threads, pieces)
 
 
@@ -321,8 +321,13 @@ def test_wide_blocks_are_for_as_many_planes_as_fill_the_card(planes, threads, mo
     assert asked == [threads]
 
 
-def test_where_a_residual_is_added_large_planes_have_small_pieces():
-    assert [norm.pieces_to_hold(1 << 20, 4, False, adds)[3] for adds in (False, True)] == [64, 128]
+@pytest.mark.parametrize("vectors", [8, 16])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_residual_comes_in_whole_vectors(vectors, dtype):
+    """With ReLU and without. The compiler had taken them apart, and each number waited for a load of its own."""
+    ptx = compile_cuda("instance_norm.cu", arch="sm_90a").ptx
+    kernel = ptx[ptx.index(f".entry instance_norm_held{vectors}_{dtype}(") :].split("\n}\n")[0]
+    assert kernel.count("ld.global.cg.v4.u32") == 2 * vectors
 
 
 @settings(max_examples=200)
@@ -333,11 +338,10 @@ def test_where_a_residual_is_added_large_planes_have_small_pieces():
     wide=st.booleans(),
     processors=st.integers(1, 200),
     alone=st.booleans(),
-    adds=st.booleans(),
 )
-def test_pieces_cover_every_plane(outer, channels, size, wide, processors, alone, adds):
+def test_pieces_cover_every_plane(outer, channels, size, wide, processors, alone):
     itemsize = 4 if wide else 2
-    vectors, threads, length, pieces = norm.pieces_to_hold(size, itemsize, alone, adds)
+    vectors, threads, length, pieces = norm.pieces_to_hold(size, itemsize, alone)
     assert (pieces - 1) * length < size <= pieces * length
     assert length * (4 if wide else 2) <= threads * vectors * norm.VECTOR_BYTES
     assert threads & (threads - 1) == 0

@@ -16,7 +16,7 @@
 // memory holds, so that no thread waits for one load before it asks for the next. What fits is read once, 256 KB of a
 // block: it stays in registers and slots while the blocks agree. A longer part goes through the same slots, and back
 // from its last chunk to its first, of which the L2 cache holds those that were read last. Each multiprocessor has one
-// block.
+// block, and less than 32 GB to do.
 //
 // x, out, residual, weight, bias, saved, relu      as in cuda/instance_norm.cu, the first three at multiples of 16 bytes
 // together   how many channels lie side by side: 1 for NCHW; for NHWC all, LANES<T> times 1, 2, 4 ... or 64.
@@ -62,31 +62,29 @@ static_assert(SHARED_BYTES <= 227 << 10 && VECTORS % THREADS == 0 && THREADS % M
 // that are still in their slots, and so on.
 struct Chunks {
     const uint4* x;
-    long long vectors;
+    int vectors, chunks, pass;
     unsigned memory, full;  // addresses of SLOTS * CHUNK bytes, and of SLOTS barriers: a chunk has arrived
-    int chunks, pass;
-    bool begun;
+    unsigned parity;        // bit s: of the phase that the chunk in slot s completes
     uint4 kept[KEPT][TURNS];
 
-    __device__ Chunks(unsigned slots, unsigned barriers) : memory(slots), full(barriers), begun(false) {}
+    __device__ Chunks(unsigned slots, unsigned barriers) : memory(slots), full(barriers), parity(~0u) {
+        if (threadIdx.x > 0) return;
+#pragma unroll 1
+        for (int slot = 0; slot < SLOTS; slot++) barrier_init(full + 8 * slot, 1);
+        barrier_init_done();
+    }
 
     // All threads: a part of `bytes`, once all chunks of the one before have arrived.
     __device__ void begin(const void* part, long long bytes) {
         x = static_cast<const uint4*>(part), vectors = bytes / 16, pass = 0;
         chunks = (vectors + VECTORS - 1) / VECTORS;
+        const int first = min(SLOTS, chunks);
         __syncthreads();
         if (threadIdx.x == 0) {
 #pragma unroll 1
-            for (int slot = 0; slot < SLOTS; slot++) {
-                if (begun) barrier_invalidate(full + 8 * slot);
-                barrier_init(full + 8 * slot, 1);
-            }
-            barrier_init_done();
-#pragma unroll 1
-            for (int chunk = 0; chunk < min(SLOTS, chunks); chunk++) fetch(chunk);
+            for (int chunk = 0; chunk < first; chunk++) fetch(chunk);
         }
-        begun = true;
-        __syncthreads();
+        parity ^= (1u << first) - 1;
     }
 
     __device__ unsigned slot(int chunk) const { return memory + chunk % SLOTS * CHUNK; }
@@ -96,23 +94,21 @@ struct Chunks {
     }
 
     __device__ void fetch(int chunk) const {  // one thread
-        const long long begin = (long long)chunk * VECTORS;
-        const unsigned barrier = full + 8 * (chunk % SLOTS), bytes = 16 * min((long long)VECTORS, vectors - begin);
+        const int begin = chunk * VECTORS;
+        const unsigned barrier = full + 8 * (chunk % SLOTS), bytes = 16 * min(VECTORS, vectors - begin);
         barrier_expect(barrier, bytes);
         // What is read once leaves the cache's room to the result, whose lines would else be evicted for it.
         bulk_copy(slot(chunk), x + begin, bytes, barrier, chunks <= SLOTS + KEPT ? READ_ONCE : READ_AGAIN);
     }
 
     __device__ void wait(int chunk) const {
-        // How often its slot was filled before: on each pass once less than it has chunks, as the last of them stays.
-        const int turn = chunk / SLOTS, first = chunk % SLOTS < KEPT, last = (chunks - 1 - chunk % SLOTS) / SLOTS;
-        const int later = last + (pass - 1) * (last - first) + (pass % 2 ? last - turn : turn - first);
-        barrier_wait(full + 8 * (chunk % SLOTS), (pass == 0 ? turn : later) % 2);
+        barrier_wait(full + 8 * (chunk % SLOTS), parity >> chunk % SLOTS & 1);
     }
 
-    __device__ void refill(int chunk) const {  // once all have read what lies in its slot
+    __device__ void refill(int chunk) {  // once all have read what lies in its slot
         __syncthreads();
         if (threadIdx.x == 0) fetch(chunk);
+        parity ^= 1u << chunk % SLOTS;
     }
 
     // The chunk to which a pass comes as its p-th.
@@ -126,17 +122,17 @@ struct Chunks {
             if (chunk >= chunks) break;
             if (pass == 0) {
                 wait(chunk);
-                each([&](int turn, long long v) { kept[chunk][turn] = arrived(chunk, turn); }, chunk);
+                each([&](int turn, int v) { kept[chunk][turn] = arrived(chunk, turn); }, chunk);
                 if (chunk + SLOTS < chunks) refill(chunk + SLOTS);
             }
             begin(chunk);
-            each([&](int turn, long long v) { use(kept[chunk][turn], turn, v); }, chunk);
+            each([&](int turn, int v) { use(kept[chunk][turn], turn, v); }, chunk);
         }
         for (int p = KEPT; p < chunks; p++) {
             const int chunk = at(p);
             begin(p);
             wait(chunk);
-            each([&](int turn, long long v) { use(arrived(chunk, turn), turn, v); }, chunk);
+            each([&](int turn, int v) { use(arrived(chunk, turn), turn, v); }, chunk);
             if (p + SLOTS < chunks) refill(chunk + (pass % 2 ? -SLOTS : SLOTS));
         }
         pass++;
@@ -144,7 +140,7 @@ struct Chunks {
 
     template <class Do>
     __device__ void each(const Do& act, int chunk) const {
-        const long long begin = (long long)chunk * VECTORS + threadIdx.x;
+        const int begin = chunk * VECTORS + threadIdx.x;
 #pragma unroll
         for (int turn = 0; turn < TURNS; turn++)
             if (begin + turn * THREADS < vectors) act(turn, begin + turn * THREADS);
@@ -156,7 +152,7 @@ template <typename T, int COUNT>
 __device__ void add_up(Chunks& chunks, const float (&center)[COUNT], float (&sums)[2][COUNT]) {
     float value[LANES<T>];
     for (int k = 0; k < COUNT; k++) sums[0][k] = sums[1][k] = 0.0f;
-    chunks.visit([](int) {}, [&](const uint4& vector, int, long long) {
+    chunks.visit([](int) {}, [&](const uint4& vector, int, int) {
         unpack<T>(vector, value);
         for (int k = 0; k < LANES<T>; k++) {
             const float distance = value[k] - center[k % COUNT];
@@ -307,7 +303,7 @@ __device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&
     uint4 added[TURNS], next[TURNS];
     const auto ask = [&](int p) {
         if (ADD && p < chunks.chunks)
-            chunks.each([&](int turn, long long v) { next[turn] = __ldcg(source + v); }, chunks.at(p));
+            chunks.each([&](int turn, int v) { next[turn] = __ldcg(source + v); }, chunks.at(p));
     };
     const auto begin = [&](int p) {
         if constexpr (ADD) {
@@ -317,7 +313,7 @@ __device__ void write(Chunks& chunks, const T* residual, T* out, const Affine (&
         }
     };
     ask(0);
-    chunks.visit(begin, [&](const uint4& vector, int turn, long long v) {
+    chunks.visit(begin, [&](const uint4& vector, int turn, int v) {
         float value[LANES<T>], other[LANES<T>];
         unpack<T>(vector, value);
         if (ADD) unpack<T>(added[turn], other);

@@ -3,7 +3,6 @@
 //
 //   shared_address(p)                       the 32-bit address of shared memory that these instructions take
 //   barrier_init / expect / arrive / wait   an mbarrier: threads and bytes arrive, a phase completes, its parity flips
-//   barrier_invalidate(barrier)             before it is initialised anew
 //   copy_async(to, from) / copies_commit / copies_wait<N>      16 bytes a thread, without registers (cp.async)
 //   load_shared(from), store_shared(to, v)  16 bytes of shared memory
 //   bulk_copy(to, from, bytes, barrier)     global to shared memory by the copy engine; the bytes arrive at the barrier
@@ -28,10 +27,6 @@ __device__ inline unsigned shared_address(const void* p) { return static_cast<un
 
 __device__ inline void barrier_init(unsigned barrier, unsigned arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ inline void barrier_invalidate(unsigned barrier) {
-    asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 __device__ inline void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }

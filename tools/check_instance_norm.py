@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from styleforge_lib.ops import instance_norm, instance_norm_hopper
+from styleforge_lib.ops import instance_norm
 from styleforge_lib.ops.instance_norm import DTYPES, EPS, fused_pytorch, fused_reference
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
@@ -124,12 +124,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the emulator")
     parser.add_argument("--sanitize", action="store_true", help="few shapes, and no graphs or streams")
-    parser.add_argument("--no-clusters", action="store_true", help="pieces of a plane meet as they do without")
     arguments = parser.parse_args()
     if arguments.sanitize:
         importlib.import_module("styleforge_lib.ops.instance_norm").multiprocessors = lambda _: PROCESSORS
-    if arguments.no_clusters:
-        instance_norm_hopper.CLUSTERS = ()
     dry = arguments.dry_run
     if dry:
         os.environ[DEVICE_VARIABLE] = "emulator"

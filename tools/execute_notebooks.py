@@ -22,9 +22,8 @@ NOTEBOOKS = ROOT / "notebooks"
 def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
     """Run every cell of ``path`` in a fresh kernel whose folder is ``notebooks/``; return it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
-    )
+    folder = {"metadata": {"path": str(NOTEBOOKS)}}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=folder, coalesce_streams=True)
     with tqdm(total=sum(cell.cell_type == "code" for cell in notebook.cells), desc=path.stem, unit="cell") as bar:
         client.on_cell_executed = lambda **_: bar.update()
         # nbclient's own stand-in for the Output widget sends messages while it waits for one, and then may miss the

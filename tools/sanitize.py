@@ -1,17 +1,15 @@
-"""Run compute-sanitizer over the kernels of convolutions and instance norm: memcheck, racecheck, initcheck, synccheck.
+"""Run compute-sanitizer over all kernels of the library: memcheck, racecheck, initcheck, synccheck.
 
-    python tools/sanitize.py                          # all four, float16; compute-sanitizer comes with the CUDA toolkit
+    python tools/sanitize.py                          # all four; compute-sanitizer comes with the CUDA toolkit
     python tools/sanitize.py --tools memcheck --numbers tf32
     python tools/sanitize.py --dry-run                # print the commands, and run what they look at in the emulator
 
 What is watched is tools/check_convolutions.py --sanitize, which launches each kernel of a layer twice on a small ragged
-picture, a process for each layer, so that what stops one hides no other; tools/tune_residual_blocks.py --sanitize
-(Hopper); and tools/check_instance_norm.py --sanitize, forward and backward. References are computed on the CPU. As
-many processes run at once as the machine has processors. A line for each run, with all that it said where it is not
-clean. Exits with 1 where one is not, with 2 where compute-sanitizer or a GPU is missing.
-
-racecheck sees no clusters of instance norm: it reported two copies to one place, both by an instruction that each block
-executes once. Two blocks have the same place, each in its own shared memory.
+picture, a process for each layer and each kind of numbers, so that what stops one hides no other;
+tools/tune_residual_blocks.py --sanitize (16-bit numbers on Hopper); tools/check_instance_norm.py --sanitize, forward
+and backward; and tools/check_operators.py for the elementwise operators. References are computed on the CPU. As many
+processes run at once as the machine has processors. A line for each run, with all that it said where it is not clean.
+Exits with 1 where one is not, with 2 where compute-sanitizer or a GPU is missing.
 """
 
 import argparse
@@ -54,15 +52,17 @@ class Watched:
         return f"{self.tool:10} {' '.join(self.program)}"
 
 
-def watched(tools: Iterable[str], numbers: str) -> list[Watched]:
-    """Return what is to run: each tool with each layer, the residual blocks and the norms."""
-    given, found = ("--sanitize", "--numbers", numbers), []
+def watched(tools: Iterable[str], numbers: Iterable[str]) -> list[Watched]:
+    """Return what is to run: each tool with norms, elementwise operators, residual blocks and layers."""
+    found = []
     for tool in tools:
-        clusters = ["--no-clusters"] if tool == "racecheck" else []
-        found.append(Watched(tool, ("check_instance_norm.py", "--sanitize", *clusters)))  # the longest comes first
-        if numbers in ("float16", "bfloat16"):
-            found.append(Watched(tool, ("tune_residual_blocks.py", *given)))
-        found += [Watched(tool, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS]
+        found.append(Watched(tool, ("check_instance_norm.py", "--sanitize")))  # the longest comes first
+        found.append(Watched(tool, ("check_operators.py", "relu", "residual_add")))
+        for kind in numbers:
+            given = ("--sanitize", "--numbers", kind)
+            if kind in ("float16", "bfloat16"):
+                found.append(Watched(tool, ("tune_residual_blocks.py", *given)))
+            found += [Watched(tool, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS]
     return found
 
 
@@ -83,16 +83,17 @@ def main() -> int:
     """Run the tools, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tools", default=",".join(TOOLS), help="comma-separated")
-    parser.add_argument("--numbers", default="float16", choices=list(STORAGE))
+    parser.add_argument("--numbers", default=",".join(STORAGE), help="comma-separated")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; check in the emulator")
     options = parser.parse_args()
-    tools = options.tools.split(",")
-    if unknown := set(tools) - set(TOOLS):
-        parser.error(f"--tools: no {sorted(unknown)[0]!r}; there are {', '.join(TOOLS)}")
-    programs = watched(tools, options.numbers)
+    tools, numbers = options.tools.split(","), options.numbers.split(",")
+    for option, given, known in (("--tools", tools, TOOLS), ("--numbers", numbers, STORAGE)):
+        if unknown := set(given) - set(known):
+            parser.error(f"{option}: no {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    programs = watched(tools, numbers)
     if options.dry_run:
         print("\n".join(" ".join(one.command()) for one in programs))
-        return check_convolutions.main(["--dry-run", "--numbers", options.numbers])
+        return max(check_convolutions.main(["--dry-run", "--numbers", kind]) for kind in numbers)
     if not gpu.available() or shutil.which("compute-sanitizer") is None:
         print("this needs an NVIDIA GPU and compute-sanitizer, of the CUDA toolkit, on the PATH", file=sys.stderr)
         return 2

@@ -126,15 +126,15 @@ def test_the_table_of_residual_blocks():
     assert tune_residual_blocks.table(rows).endswith("= {1: ((10, 30), (50, 50)), 5: ((10, 10),)}")
 
 
-def test_sanitize_names_every_tool_layer_and_norm():
-    halves, found = (sanitize.watched(sanitize.TOOLS, numbers) for numbers in ("float16", "tf32"))
-    assert len(halves) == len(found) + len(sanitize.TOOLS)  # the residual blocks
+def test_sanitize_names_every_tool_kernel_and_kind_of_numbers():
     for tool in sanitize.TOOLS:
-        of_tool = [one for one in found if one.tool == tool]
-        norms, *layers = of_tool
-        assert [one.program[-1] for one in layers] == list(check_convolutions.NETWORK)
-        assert norms.program[0] == "check_instance_norm.py"
-        for one in of_tool:
+        found = [one for one in sanitize.watched(sanitize.TOOLS, ("float16", "tf32")) if one.tool == tool]
+        norms, operators, blocks, *layers = found
+        assert (norms.program[0], operators.program[0]) == ("check_instance_norm.py", "check_operators.py")
+        assert blocks.program == ("tune_residual_blocks.py", "--sanitize", "--numbers", "float16")  # none of tf32
+        named = [(one.program[3], one.program[-1]) for one in layers]
+        assert named == [(kind, name) for kind in ("float16", "tf32") for name in check_convolutions.NETWORK]
+        for one in found:
             assert one.command()[:3] == ["compute-sanitizer", "--tool", tool]
             assert str(ROOT) not in str(one)
 
@@ -153,6 +153,6 @@ def test_sanitize_believes_only_a_summary(said, status, clean, tmp_path, monkeyp
     (tmp_path / "compute-sanitizer").write_text(f"#!/bin/sh\necho '{said}'\nexit {status}\n")
     (tmp_path / "compute-sanitizer").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found, words = sanitize.run(sanitize.watched(["memcheck"], "float16")[0])
+    found, words = sanitize.run(sanitize.watched(["memcheck"], ["float16"])[0])
     assert found is clean
     assert words.strip() == said

@@ -2,6 +2,7 @@
 
 Contents
     SHAPES, KINDS       what is measured: five shapes, in two precisions and two layouts
+    OPERATORS           the norm alone, and as a residual block ends
     candidates          the peers of one shape, with their errors against float64
     norms               the part `norms` of tools/bench.py: measure, append the rows to the records, print the ratios
     main                the command line
@@ -10,11 +11,13 @@ Contents
     python tools/bench_instance_norm.py               # the same, into records/local.csv
     python tools/bench_instance_norm.py --dry-run     # no GPU: every path once on tiny shapes in the emulator
 
-Weight and bias are there, as in the TransformerNet. Cold: the L2 cache is flushed before each call. Graph: ten calls in
-a CUDA graph, back to back, which costs the host nothing and finds what the caches still hold.
+Weight and bias are there, as in the TransformerNet. A copy moves x; a residual is half as much again. Cold: the L2 cache
+is flushed before each call. Graph: ten calls in a CUDA graph, back to back, which costs the host nothing and finds what
+the caches still hold.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -33,6 +36,7 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 SHAPES = ((1, 32, 1024, 1024), (1, 64, 512, 512), (1, 128, 256, 256), (8, 128, 128, 128), (16, 64, 256, 256))
 TINY = ((1, 8, 24, 24), (2, 8, 9, 7))
 KINDS = [(dtype, layout) for dtype in (torch.float32, torch.float16) for layout in ("nchw", "nhwc")]
+OPERATORS = {False: "instance_norm", True: "instance_norm + residual + relu"}
 METHODS = ("cold", "graph")
 COMPILED = {"compile": "default", "compile max-autotune": "max-autotune-no-cudagraphs"}
 RATIOS = (("eager", "ours"), ("compile", "ours"), ("ours", "copy"))
@@ -48,24 +52,26 @@ def tensors(shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str
 
 
 def candidates(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str, modes: Iterable[str]
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str, modes: Iterable[str], adds: bool
 ) -> Iterator[Candidate]:
-    """Yield the peers of one shape; `modes` are keys of COMPILED."""
+    """Yield the peers of one shape; `modes` are keys of COMPILED. adds: a residual, and a ReLU follows."""
     x, weight, bias = tensors(shape, dtype, layout, device)
-    out = torch.empty_like(x)
-    wide = (x.double(), weight.double(), bias.double())
-    expected = FUSED.reference(*wide, None, False, EPS)
+    out, residual = torch.empty_like(x), torch.randn_like(x) if adds else None
+    given = (x, weight, bias, EPS, adds, residual)
+    expected = FUSED.reference(x.double(), weight.double(), bias.double(), residual, adds, EPS)
     kind = {"dtype": str(dtype).removeprefix("torch."), "layout": layout}
-    cost = FUSED.cost(x, weight, bias, None, False, EPS)
+    cost = FUSED.cost(x, weight, bias, residual, adds, EPS)
 
-    def eager(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return functional.instance_norm(x, weight=weight, bias=bias, eps=EPS)
+    def eager(x, weight, bias, eps, relu, residual) -> torch.Tensor:
+        out = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
+        out = out if residual is None else out + residual
+        return out.relu() if relu else out
 
     def candidate(version: str, function: Callable) -> Candidate:
-        found = errors(function(x, weight, bias), expected)
+        found = errors(function(*given), expected)
         return Candidate(
             version=version,
-            run=lambda: function(x, weight, bias),
+            run=lambda: function(*given),
             bytes=cost.bytes,
             flops=cost.flops,
             rel_error=found["rel_error"],
@@ -80,7 +86,14 @@ def candidates(
     yield candidate("ours", instance_norm)
 
 
-def norms(run: str, *, compiled: bool = True, autotuned: bool = False, dry: bool = False) -> list[Measurement]:
+def norms(
+    run: str,
+    *,
+    operators: Iterable[str] = tuple(OPERATORS.values()),
+    compiled: bool = True,
+    autotuned: bool = False,
+    dry: bool = False,
+) -> list[Measurement]:
     """Measure every shape and kind, append the rows to the records as `run`, and print times and ratios.
 
     compiled, autotuned: with torch.compile, and with its mode max-autotune. dry: on tiny shapes in the emulator, where
@@ -90,33 +103,35 @@ def norms(run: str, *, compiled: bool = True, autotuned: bool = False, dry: bool
     names = ("copy", "eager", *modes, "ours")
     device, shapes = ("cpu", TINY) if dry else ("cuda", SHAPES)
     rows: list[Measurement] = []
-    print(heading(names), flush=True)
-    for shape in shapes:
-        written = "x".join(map(str, shape))
-        for dtype, layout in KINDS:
+    for adds, operator in OPERATORS.items():
+        if operator not in operators:
+            continue
+        print(f"{operator}\n{heading(names)}", flush=True)
+        for shape, (dtype, layout) in itertools.product(shapes, KINDS):
+            written = "x".join(map(str, shape))
             peers = ";".join(f"{name}/{str(dtype).removeprefix('torch.')}" for name in names)
             found: list[Measurement] = []
-            for candidate in candidates(shape, dtype, layout, device, modes):
+            for candidate in candidates(shape, dtype, layout, device, modes, adds):
                 if dry:
-                    found += [once(candidate, written, method) for method in METHODS]
+                    found += [once(operator, candidate, written, method) for method in METHODS]
                 else:
-                    found += bench("instance_norm", [candidate], shape=written, methods=METHODS, run=run, peers=peers)
+                    found += bench(operator, [candidate], shape=written, methods=METHODS, run=run, peers=peers)
             for method in METHODS:
                 print(line([row for row in found if row.method == method]), flush=True)
             rows += found
-        if not dry:
-            torch.cuda.empty_cache()
+            if not dry:
+                torch.cuda.empty_cache()
     return rows
 
 
-def once(candidate: Candidate, shape: str, method: str) -> Measurement:
+def once(operator: str, candidate: Candidate, shape: str, method: str) -> Measurement:
     """Return a row of one call by the clock on the wall, which says that it runs and nothing else."""
     start = time.perf_counter()
     candidate.run()
     median, low, high = quantiles([1e3 * (time.perf_counter() - start)])
     given = {key: value for key, value in vars(candidate).items() if key != "run"}
     return Measurement(
-        operator="instance_norm", shape=shape, method=method, median_ms=median, p20_ms=low, p80_ms=high, **given
+        operator=operator, shape=shape, method=method, median_ms=median, p20_ms=low, p80_ms=high, **given
     )
 
 
@@ -144,6 +159,7 @@ def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the emulator; nothing is recorded")
+    parser.add_argument("--operators", default=",".join(OPERATORS.values()), help="comma-separated")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile in that mode too, minutes more")
     arguments = parser.parse_args()
@@ -152,8 +168,12 @@ def main() -> int:
     elif not torch.cuda.is_available():
         print("this measures, so it needs an NVIDIA GPU; --dry-run goes through it without one", file=sys.stderr)
         return 2
+    operators = arguments.operators.split(",")
+    if unknown := set(operators) - set(OPERATORS.values()):
+        parser.error(f"--operators: no {sorted(unknown)[0]!r}; there are {', '.join(OPERATORS.values())}")
     start = time.perf_counter()
     options = {"compiled": not arguments.no_compile, "autotuned": arguments.max_autotune, "dry": arguments.dry_run}
+    options["operators"] = operators
     with torch.inference_mode():
         rows = norms(records.new_run(), **options)
     print(f"{len(rows)} rows in {time.perf_counter() - start:.0f} s")

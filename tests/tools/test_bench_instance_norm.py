@@ -19,9 +19,17 @@ def test_the_dry_run(monkeypatch, capsys):
     monkeypatch.setenv(DEVICE_VARIABLE, "emulator")
     rows = bench_instance_norm.norms("a run", compiled=False, dry=True)
     assert {row.version for row in rows} == {"copy", "eager", "ours"}
-    assert len(rows) == len(bench_instance_norm.TINY) * 4 * 2 * 3
+    assert len(rows) == len(bench_instance_norm.TINY) * 4 * 2 * 3 * 2
+    assert {row.operator for row in rows} == set(bench_instance_norm.OPERATORS.values())
     assert all(row.rel_error < 1e-3 for row in rows if row.version == "ours")
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows) // 3
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 2 + len(rows) // 3
+
+
+def test_an_unknown_operator(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_instance_norm.py", "--dry-run", "--operators", "batch_norm"])
+    with pytest.raises(SystemExit):
+        bench_instance_norm.main()
+    assert "batch_norm" in capsys.readouterr().err
 
 
 def test_a_line():

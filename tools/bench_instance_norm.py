@@ -11,9 +11,9 @@ Contents
     python tools/bench_instance_norm.py               # the same, into records/local.csv
     python tools/bench_instance_norm.py --dry-run     # no GPU: every path once on tiny shapes in the emulator
 
-Weight and bias are there, as in the TransformerNet. A copy moves x; a residual is half as much again. Cold: the L2 cache
-is flushed before each call. Graph: ten calls in a CUDA graph, back to back, which costs the host nothing and finds what
-the caches still hold.
+Weight and bias are there, as in the TransformerNet. A copy moves x; a residual is half as much again. Cold: the L2
+cache is flushed before each call. Graph: ten calls in a CUDA graph, back to back, which costs the host nothing and
+finds what the caches still hold.
 """
 
 import argparse

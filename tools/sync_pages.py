@@ -18,13 +18,21 @@ import sys
 from pathlib import Path
 
 import network_page  # noqa: F401 (its blocks and pictures are registered)
+import norm_page  # noqa: F401 (likewise)
 import xray_page  # noqa: F401 (likewise)
 from address import ROOT
 from page_blocks import BLOCKS, PICTURES, PageError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/tuning.md", "docs/xray.md", "styleforge_lib/styles/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/instance_norm.md",
+    "docs/tuning.md",
+    "docs/xray.md",
+    "styleforge_lib/styles/README.md",
+)
 
 
 # ---- the pictures ----

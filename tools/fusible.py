@@ -13,6 +13,7 @@ Source: PTX ISA, "Floating Point Instructions: mul, add, sub": "may be optimized
 import argparse
 import re
 import sys
+from functools import cache
 
 from address import ROOT
 from kernel_sources import Source, sources
@@ -24,6 +25,7 @@ _INSTRUCTION = re.compile(
 )
 
 
+@cache  # who compares kernel by kernel asks for each module as often as it has kernels
 def fusible(ptx: str) -> dict[str, list[str]]:
     """Return, for each kernel that has such pairs, the products and sums, as PTX writes them.
 

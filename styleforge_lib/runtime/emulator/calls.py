@@ -29,12 +29,15 @@ _TABLE, _NOWHERE = "%functions", "%nowhere"
 
 def function_addresses(module: Module) -> dict[str, int]:
     """Return the addresses of the functions whose address a module takes."""
+    names = [name for name, function in module.functions.items() if function.body and not function.entry]
+    if not names:  # as mostly: the compiler has inlined them, and nothing has to be looked through
+        return {}
     taken = {target for variable in module.variables.values() for _, target in variable.references}
     for function in module.functions.values():
         for item in function.body:
             if isinstance(item, Instruction) and item.opcode not in ("call", "bra", "brx"):
                 taken |= {part.name for part in operands_within(item.operands) if isinstance(part, Sym)}
-    names = [name for name, f in module.functions.items() if name in taken and f.body and not f.entry]
+    names = [name for name in names if name in taken]
     return {name: slot_base(FUNCTION_SLOT) + 16 * number for number, name in enumerate(names)}
 
 
@@ -152,7 +155,7 @@ class Calls:
         graph = build_graph(part)
         needed: dict[int, list[str]] = {}
         for block in graph.blocks:
-            live = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1}
+            live = set(graph.names(block.live_out))
             for item in ([block.last] if block.last else []) + block.instructions[::-1]:
                 live -= set(written(item))
                 if item.opcode == "call" and item.modifiers == ("far",):

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from .inline import Flat
 from .parse import Instruction, Label, Mem, Not, Pair, Reg, TensorMem, Vec
 
@@ -83,6 +85,11 @@ class Graph:
     blocks: list[Block]
     registers: list[str]
     bit: dict[str, int]
+
+    def names(self, mask: int) -> list[str]:
+        """Return the registers of a liveness mask."""
+        octets = np.frombuffer(mask.to_bytes(len(self.registers) // 8 + 1, "little"), np.uint8)
+        return [self.registers[bit] for bit in np.flatnonzero(np.unpackbits(octets, bitorder="little"))]
 
 
 def written(instruction: Instruction) -> Iterator[str]:

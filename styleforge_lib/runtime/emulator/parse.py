@@ -165,6 +165,7 @@ _PIECE = re.compile(
 _LINE_DIRECTIVE = re.compile(r"\.(?:loc|file|version|target|address_size)\b")
 _LABEL = re.compile(r"\s*([\w$%]+)\s*:(?!:)")
 _NAME = re.compile(r"[%$A-Za-z_][\w$.%]*$")
+_BRACKET = re.compile(r"[\[{(]")
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 _HEADER = re.compile(r"^(?:\.(?:visible|extern|weak|common)\s+)*\.(entry|func)\b")
 
@@ -185,6 +186,7 @@ class _Parser:
         self.ranges: dict[tuple[int, str], str] = {}
         self.singles: dict[tuple[int, str], str] = {}
         self.labels: dict[tuple[int, str], str] = {}
+        self.found: dict[tuple[int, str], Reg] = {}  # what was looked up, until a scope declares more
         self.jumps: list[tuple[int, tuple[int, ...]]] = []
         self.tables: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
         self.place = NOWHERE
@@ -263,6 +265,7 @@ class _Parser:
         self.function = _function_header(head)
         self.scopes, self.scope_count = [], 0
         self.ranges, self.singles, self.labels = {}, {}, {}
+        self.found = {}
         self.jumps, self.tables = [], []
         self.place = NOWHERE
         self.inlined = {}
@@ -347,6 +350,7 @@ class _Parser:
             raise ValueError(f"PTX registers are not understood: {text}")
         kind, names = match.groups()
         scope = self.scopes[-1]
+        self.found.clear()
         for name in (part.strip() for part in names.split(",")):
             if name.endswith(">"):
                 self.ranges[scope, name[: name.index("<")]] = kind
@@ -354,13 +358,18 @@ class _Parser:
                 self.singles[scope, name] = kind
 
     def _register(self, name: str) -> Reg | None:
+        found = self.found.get((self.scopes[-1], name))
+        return self._looked_up(name) if found is None else found
+
+    def _looked_up(self, name: str) -> Reg | None:
         prefix = numbered.group(1) if (numbered := _NUMBERED.match(name)) else None
         for scope in reversed(self.scopes):
             kind = self.singles.get((scope, name)) or (self.ranges.get((scope, prefix)) if prefix else None)
             if kind:
                 unique = name if scope == 1 else f"{name}@{scope}"
                 self.function.registers[unique] = kind
-                return Reg(unique)
+                self.found[self.scopes[-1], name] = register = Reg(unique)
+                return register
         return None
 
     def _instruction(self, text: str) -> None:
@@ -442,6 +451,9 @@ class _Parser:
 
 def _split(text: str) -> list[str]:
     """Split at commas outside brackets, braces and parentheses."""
+    if not _BRACKET.search(text):
+        parts = [part.strip() for part in text.split(",")]
+        return parts if parts[-1] else parts[:-1]
     parts, depth, start = [], 0, 0
     for position, char in enumerate(text):
         if char in "[{(":

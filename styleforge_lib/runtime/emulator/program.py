@@ -60,8 +60,8 @@ class Plan:
         self.name = name
         self.flat = flatten(program.module, name)
         self.graph: Graph = build_graph(self.flat)
-        live = self.graph.blocks[0].live_in
-        self.live_at_start = [(name, bit) for name, bit in self.graph.bit.items() if live >> bit & 1]
+        live = self.graph.names(self.graph.blocks[0].live_in)
+        self.live_at_start = [(name, self.graph.bit[name]) for name in live]
         self.traffic = None  # the arrays that it reads and writes, once `batches` has looked
         self.stored_to: set[str] | None = None  # what its stores may go by, once `shared_globals` has looked
         self.asynchronous = any(_is_asynchronous(item) for item in self.flat.body)

@@ -292,7 +292,7 @@ def _place_in_sum(e, ins) -> tuple[int, int]:
     """Return an instruction's place in a sum of products, and how many these are: 0 and 1 where it is by itself."""
     if e.sums is None:
         graph, block = e.code.graph, e.block
-        after = {name for name, bit in graph.bit.items() if block.live_out >> bit & 1} | set(e.code.accumulators)
+        after = {*graph.names(block.live_out), *e.code.accumulators}
         e.sums = chains(block, after if block.last is None else after | set(read(block.last)))
         e.sums = from_the_first_weight(block, e.sums, e.code.varying)
         e.shared_sums = shared_sums(block, e.sums, e.code.varying)

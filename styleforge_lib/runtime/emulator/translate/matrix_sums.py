@@ -148,20 +148,23 @@ def varying_registers(body: list) -> frozenset[str]:
 
     Too many do no harm: their sums are then added one by one.
     """
-    items = [item for item in body if isinstance(item, Instruction)]
     varying: set[str] = set()
-    while True:
+    flows = []
+    for item in body:
+        if isinstance(item, Instruction):
+            sources, targets = set(read(item)), tuple(written(item))
+            own = item.opcode in _OF_A_LANE or (item.opcode == "ld" and "local" in item.modifiers)
+            if own or any(name.startswith(_LANE_REGISTERS) for name in sources):
+                varying.update(targets)
+            else:
+                flows.append((sources, targets))
+    before = -1
+    while len(varying) > before:
         before = len(varying)
-        for item in items:
-            names = list(read(item))
-            if (
-                item.opcode in _OF_A_LANE
-                or (item.opcode == "ld" and "local" in item.modifiers)
-                or any(name in varying or name.startswith(_LANE_REGISTERS) for name in names)
-            ):
-                varying.update(written(item))
-        if len(varying) == before:
-            return frozenset(varying)
+        for sources, targets in flows:
+            if not varying.isdisjoint(sources):
+                varying.update(targets)
+    return frozenset(varying)
 
 
 def _as_lists(block: Block, chains: dict[int, tuple[int, int]]) -> list[list[Instruction]]:

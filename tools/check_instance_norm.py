@@ -32,10 +32,12 @@ SHAPES = (
     (1, 128, 256, 256),
     (1, 64, 512, 512),
 )
-# For compute-sanitizer: each kernel, at its smallest on a card of few multiprocessors.
-SANITIZED = ((2, 8, 9, 7), (2, 3, 9, 7), (1, 8, 255, 255), (1, 1, 300, 301), (1, 1, 530, 531))
-SANITIZED += ((1, 2, 512, 512), (1, 4, 512, 512))
-PROCESSORS = 8
+# For compute-sanitizer: each kernel in each dtype, at its smallest on a card of few multiprocessors; whole planes, then
+# planes in pieces, in so many that they are swept, and the copy engine's.
+SANITIZED = ((2, 8, 9, 7), (2, 3, 9, 7), (1, 1, 111, 113), (1, 1, 161, 163))
+SANITIZED += ((1, 1, 300, 301), (1, 1, 530, 531), (1, 1, 750, 751), (1, 1, 790, 791))
+SANITIZED += ((1, 8, 255, 255), (1, 2, 512, 512), (1, 4, 512, 512))
+PROCESSORS = 9
 TINY = ((2, 8, 9, 7), (1, 3, 17, 31))
 NAMES = ("out", "dx", "dweight", "dbias", "dresidual")
 

@@ -1,4 +1,4 @@
-"""Run compute-sanitizer over all kernels of the library: memcheck, racecheck, initcheck, synccheck.
+"""Run compute-sanitizer over the kernels of the library: memcheck, racecheck, initcheck, synccheck.
 
     python tools/sanitize.py                          # all four; compute-sanitizer comes with the CUDA toolkit
     python tools/sanitize.py --tools memcheck --numbers tf32
@@ -7,7 +7,8 @@
 What is watched is tools/check_convolutions.py --sanitize, which launches each kernel of a layer twice on a small ragged
 picture, a process for each layer and each kind of numbers, so that what stops one hides no other;
 tools/tune_residual_blocks.py --sanitize (16-bit numbers on Hopper); tools/check_instance_norm.py --sanitize, forward
-and backward; and tools/check_operators.py for the elementwise operators. References are computed on the CPU. As many
+and backward; and tools/check_operators.py for the elementwise operators. Not watched: apply_affine in float32, and
+launches that overlap the one before, as in the graph of the whole network. References are computed on the CPU. As many
 processes run at once as the machine has processors. A line for each run, with all that it said where it is not clean.
 Exits with 1 where one is not, with 2 where compute-sanitizer or a GPU is missing.
 """

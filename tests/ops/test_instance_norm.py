@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from styleforge_lib import ops
-from styleforge_lib.lab import check
+from styleforge_lib.lab import check, xray
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device, compile_cuda
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
@@ -321,13 +321,18 @@ def test_wide_blocks_are_for_as_many_planes_as_fill_the_card(planes, threads, mo
     assert asked == [threads]
 
 
+@each_dtype
 @pytest.mark.parametrize("vectors", [8, 16])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_residual_comes_in_whole_vectors(vectors, dtype):
-    """With ReLU and without. The compiler had taken them apart, and each number waited for a load of its own."""
-    ptx = compile_cuda("instance_norm.cu", arch="sm_90a").ptx
-    kernel = ptx[ptx.index(f".entry instance_norm_held{vectors}_{dtype}(") :].split("\n}\n")[0]
-    assert kernel.count("ld.global.cg.v4.u32") == 2 * vectors
+    """The compiler had taken them apart, and each number was a load of its own: eight times the sectors in float16."""
+    size = norm.THREADS * vectors * norm.VECTOR_BYTES // dtype.itemsize
+    x, _, _, residual = (value.cpu() for value in tensors_of((1, 1, 1, size), dtype))
+    kernel = compile_cuda("instance_norm.cu", arch="sm_80").kernel(
+        f"instance_norm_held{vectors}_{str(dtype).removeprefix('torch.')}"
+    )
+    args = (x, None, None, residual, torch.empty_like(x), None, None, 1, size, size, 1, norm.EPS, 1, 1, 1)
+    found = xray(kernel, 1, norm.THREADS, args)
+    assert found.total.sectors <= found.total.ideal_sectors  # fewer: all lanes look at one number
 
 
 @settings(max_examples=200)

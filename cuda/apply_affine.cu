@@ -6,6 +6,10 @@
 // moves      x and out once, residual once: nothing is read twice but affine, from the caches.
 #include "common/vectors.cuh"
 
+#ifndef TYPE
+#define TYPE float
+#endif
+
 template <typename T>
 __device__ void apply(const T* x, const float* affine, const T* residual, T* out, int channels, long long size, int relu) {
     const int groups = channels / LANES<T>;
@@ -25,19 +29,7 @@ __device__ void apply(const T* x, const float* affine, const T* residual, T* out
     }
 }
 
-extern "C" __global__ void apply_affine_float32(const float* x, const float* __restrict__ affine, const float* residual,
-                                                float* out, int channels, long long size, int relu) {
-    apply(x, affine, residual, out, channels, size, relu);
-}
-
-extern "C" __global__ void apply_affine_float16(const __half* x, const float* __restrict__ affine,
-                                                const __half* residual, __half* out, int channels, long long size,
-                                                int relu) {
-    apply(x, affine, residual, out, channels, size, relu);
-}
-
-extern "C" __global__ void apply_affine_bfloat16(const __nv_bfloat16* x, const float* __restrict__ affine,
-                                                 const __nv_bfloat16* residual, __nv_bfloat16* out, int channels,
-                                                 long long size, int relu) {
+extern "C" __global__ void apply_affine(const TYPE* x, const float* __restrict__ affine, const TYPE* residual, TYPE* out,
+                                        int channels, long long size, int relu) {
     apply(x, affine, residual, out, channels, size, relu);
 }

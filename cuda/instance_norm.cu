@@ -4,12 +4,12 @@
 //
 //   out = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)     variance = M2 / n, of the plane itself
 //
-// Contents (T is float32, float16 or bfloat16; every statistic is float32)
+// Contents (every statistic is float32)
 //   Held                            a piece of a plane in the registers of a block: its moments, and its end
 //   agree                           what the blocks of a plane found, exchanged (common/exchange.cuh)
-//   instance_norm_held16_T, instance_norm_held8_T      the two together: x is read once
-//   instance_norm_statistics_T      planes too large to be kept: the moments (n, mean, M2) of each piece
-//   instance_norm_apply_T           ... then blocks over the same pieces: each merges its plane's moments, and writes
+//   instance_norm_held16, instance_norm_held8        the two together: x is read once
+//   instance_norm_statistics        planes too large to be kept: the moments (n, mean, M2) of each piece
+//   instance_norm_apply             ... then blocks over the same pieces: each merges its plane's moments, and writes
 //
 // x, out     planes x size numbers, flat, with planes = images * channels and size = height * width.
 // residual   like x, or null.         weight, bias    `channels` numbers, each may be null.     relu    0 or 1.
@@ -19,6 +19,7 @@
 // alignment  any. A plane is moved in vectors of 16 bytes between single elements at its ends, where the arrays stand
 //            alike to a multiple of 16 bytes; else singly.
 // sizes      offsets have 64 bits. A plane of one element gives relu(bias + residual).
+// compiled   for TYPE: float, __half or __nv_bfloat16.
 // launch     styleforge_lib/ops/instance_norm.py holds the rule. One-dimensional grids and blocks of whole warps, one
 //            for each piece: of at most THREADS for the kernel that holds 16 vectors of 16 bytes a thread, two blocks a
 //            multiprocessor; of at most WIDE for the one that holds 8, one such block or four of THREADS; of at most
@@ -33,6 +34,10 @@
 //            Where distances beyond 1e19 overflow the variance, the plane is NaN. No atomics: same launch, same bits.
 #include "common/exchange.cuh"
 #include "common/normalize.cuh"
+
+#ifndef TYPE
+#define TYPE float
+#endif
 
 constexpr int THREADS = 256;  // of a block that holds a piece
 constexpr int WIDE = 1024;    // ... with 8 vectors a thread, where a plane has a multiprocessor to itself
@@ -307,100 +312,34 @@ __device__ void norm_planes(const T* x, const Ending<T>& ending, const T* residu
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The kernels: float32
+// The kernels
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    instance_norm_held16_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, float* saved, long long* slots,
+    instance_norm_held16(const TYPE* __restrict__ x, const TYPE* weight, const TYPE* bias,
+        const TYPE* __restrict__ residual, TYPE* __restrict__ out, float* saved, long long* slots,
         int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes<16>(x, Ending<float>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
+    norm_planes<16>(x, Ending<TYPE>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
         length, pieces, launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(WIDE, 1)
-    instance_norm_held8_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, float* saved, long long* slots,
+    instance_norm_held8(const TYPE* __restrict__ x, const TYPE* weight, const TYPE* bias,
+        const TYPE* __restrict__ residual, TYPE* __restrict__ out, float* saved, long long* slots,
         int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes<8>(x, Ending<float>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
+    norm_planes<8>(x, Ending<TYPE>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
         length, pieces, launch, patience);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_statistics_float32(const float* __restrict__ x, float* partial, long long size, long long length,
+    instance_norm_statistics(const TYPE* __restrict__ x, float* partial, long long size, long long length,
         int pieces) {
     plane_statistics(x, reinterpret_cast<Moments*>(partial), size, length, pieces);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_apply_float32(const float* __restrict__ x, const float* partial, const float* weight,
-        const float* bias, const float* __restrict__ residual, float* __restrict__ out, float* saved, int channels,
+    instance_norm_apply(const TYPE* __restrict__ x, const float* partial, const TYPE* weight,
+        const TYPE* bias, const TYPE* __restrict__ residual, TYPE* __restrict__ out, float* saved, int channels,
         long long size, long long length, int pieces, float eps, int relu) {
-    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<float>{weight, bias, eps, relu}, residual,
-        out, saved, channels, size, length, pieces);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The kernels: float16
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    instance_norm_held16_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, long long* slots,
-        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes<16>(x, Ending<__half>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
-        length, pieces, launch, patience);
-}
-
-extern "C" __global__ void __launch_bounds__(WIDE, 1)
-    instance_norm_held8_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, long long* slots,
-        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes<8>(x, Ending<__half>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
-        length, pieces, launch, patience);
-}
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_statistics_float16(const __half* __restrict__ x, float* partial, long long size, long long length,
-        int pieces) {
-    plane_statistics(x, reinterpret_cast<Moments*>(partial), size, length, pieces);
-}
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_apply_float16(const __half* __restrict__ x, const float* partial, const __half* weight,
-        const __half* bias, const __half* __restrict__ residual, __half* __restrict__ out, float* saved, int channels,
-        long long size, long long length, int pieces, float eps, int relu) {
-    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<__half>{weight, bias, eps, relu}, residual,
-        out, saved, channels, size, length, pieces);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The kernels: bfloat16
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    instance_norm_held16_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
-        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, long long* slots,
-        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes<16>(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
-        length, pieces, launch, patience);
-}
-
-extern "C" __global__ void __launch_bounds__(WIDE, 1)
-    instance_norm_held8_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
-        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, long long* slots,
-        int channels, long long size, long long length, int pieces, float eps, int relu, int launch, int patience) {
-    norm_planes<8>(x, Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual, out, saved, slots, channels, size,
-        length, pieces, launch, patience);
-}
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_statistics_bfloat16(const __nv_bfloat16* __restrict__ x, float* partial, long long size, long long length,
-        int pieces) {
-    plane_statistics(x, reinterpret_cast<Moments*>(partial), size, length, pieces);
-}
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_apply_bfloat16(const __nv_bfloat16* __restrict__ x, const float* partial, const __nv_bfloat16* weight,
-        const __nv_bfloat16* bias, const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, int channels,
-        long long size, long long length, int pieces, float eps, int relu) {
-    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<__nv_bfloat16>{weight, bias, eps, relu}, residual,
+    plane_apply(x, reinterpret_cast<const Moments*>(partial), Ending<TYPE>{weight, bias, eps, relu}, residual,
         out, saved, channels, size, length, pieces);
 }

@@ -5,11 +5,11 @@
 //   dx = rstd * weight * (g - sum(g) / n - h * sum(g * h) / n)      the sums over a plane of n numbers
 //   dresidual = g      dweight = sum(g * h), dbias = sum(g), summed over the images by the launcher
 //
-// Contents (T is float32, float16 or bfloat16; every sum is float32)
+// Contents (every sum is float32)
 //   Plane                               what the forward pass saved of a plane, and h of one number
 //   each                                goes through a piece, with g of each number
-//   instance_norm_backward_sums_T       NCHW: the two sums of each piece of a plane
-//   instance_norm_backward_apply_T      ... then blocks over the same pieces: each adds up its plane's, and writes dx
+//   instance_norm_backward_sums         NCHW: the two sums of each piece of a plane
+//   instance_norm_backward_apply        ... then blocks over the same pieces: each adds up its plane's, and writes dx
 //
 // x, out, dout, dx     planes x size numbers, flat, NCHW. out is null without a ReLU.
 // dresidual            like x, or null.      weight    `channels` numbers, or null for 1.
@@ -17,12 +17,17 @@
 // partial              2 * planes * pieces floats, written by the first kernel.
 // sums                 2 floats a plane, for the launcher.
 // alignment, sizes     any, as in the forward pass.
+// compiled             for TYPE: float, __half or __nv_bfloat16.
 // launch               one-dimensional: planes * pieces blocks of at most 1024 threads in whole warps.
 // moves                5 tensors (x and dout twice, dx once), 2 more to read out twice, 1 more for dresidual.
 // numbers              each thread adds what it meets in order, then the block by a tree: no atomics, the same launch
 //                      gives the same bits. A NaN or infinity in a plane makes that plane's gradients NaN.
 #include "common/exchange.cuh"
 #include "common/normalize.cuh"
+
+#ifndef TYPE
+#define TYPE float
+#endif
 
 struct Plane {
     float mean, lost, rstd;
@@ -138,55 +143,19 @@ __device__ void plane_apply(const T* x, const T* out, const T* dout, const float
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The kernels: float32
+// The kernels
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_backward_sums_float32(const float* __restrict__ x, const float* __restrict__ out,
-        const float* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
+    instance_norm_backward_sums(const TYPE* __restrict__ x, const TYPE* __restrict__ out,
+        const TYPE* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
         int pieces) {
     plane_sums(x, out, dout, saved, partial, size, length, pieces);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_backward_apply_float32(const float* __restrict__ x, const float* __restrict__ out,
-        const float* __restrict__ dout, const float* saved, const float* partial, const float* weight,
-        float* __restrict__ dx, float* __restrict__ dresidual, float* sums, int channels, long long size,
+    instance_norm_backward_apply(const TYPE* __restrict__ x, const TYPE* __restrict__ out,
+        const TYPE* __restrict__ dout, const float* saved, const float* partial, const TYPE* weight,
+        TYPE* __restrict__ dx, TYPE* __restrict__ dresidual, float* sums, int channels, long long size,
         long long length, int pieces) {
-    plane_apply(x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The kernels: float16
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_backward_sums_float16(const __half* __restrict__ x, const __half* __restrict__ out,
-        const __half* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
-        int pieces) {
-    plane_sums(x, out, dout, saved, partial, size, length, pieces);
-}
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_backward_apply_float16(const __half* __restrict__ x, const __half* __restrict__ out,
-        const __half* __restrict__ dout, const float* saved, const float* partial, const __half* weight,
-        __half* __restrict__ dx, __half* __restrict__ dresidual, float* sums, int channels, long long size,
-        long long length, int pieces) {
-    plane_apply(x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The kernels: bfloat16
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_backward_sums_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* __restrict__ out,
-        const __nv_bfloat16* __restrict__ dout, const float* saved, float* partial, long long size, long long length,
-        int pieces) {
-    plane_sums(x, out, dout, saved, partial, size, length, pieces);
-}
-
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    instance_norm_backward_apply_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* __restrict__ out,
-        const __nv_bfloat16* __restrict__ dout, const float* saved, const float* partial, const __nv_bfloat16* weight,
-        __nv_bfloat16* __restrict__ dx, __nv_bfloat16* __restrict__ dresidual, float* sums, int channels,
-        long long size, long long length, int pieces) {
     plane_apply(x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces);
 }

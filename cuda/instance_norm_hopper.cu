@@ -1,6 +1,6 @@
 // Instance norm on Hopper, of NCHW and of NHWC tensors: cuda/instance_norm.cu says what is computed.
 //
-// Contents (T is float32, float16 or bfloat16; every statistic is float32)
+// Contents (every statistic is float32)
 //   Chunks                      a block's part of x, on its way through shared memory, there and back
 //   add_up                      the sums of a thread
 //   measure_piece               the moments of a part that is a piece of a plane (NCHW)
@@ -9,7 +9,7 @@
 //   close_planes                these made into scale and shift
 //   meet                        the blocks of a plane or an image wait for each other
 //   write                       the end of each number
-//   instance_norm_hopper_T      the kernel: moments, meeting, merging, and the end
+//   instance_norm_hopper        the kernel: moments, meeting, merging, and the end
 //
 // A part is a stretch of memory: a piece of a plane (NCHW), or of the pixels of an image with their channels (NHWC), and
 // that makes no difference to its way. The copy engine brings it in chunks of CHUNK bytes, as many at once as shared
@@ -25,7 +25,7 @@
 // room       4 floats for each plane, and 4 for each of its pieces; clusters do without.
 // words      2 for each block, in which the blocks of several pieces tell that they have come, this launch's number and
 //            patience: common/exchange.cuh. Clusters do without.
-// compiled   for THREADS, CHUNK, SLOTS, KEPT, CLUSTER: styleforge_lib/ops/instance_norm_hopper.py has them.
+// compiled   for TYPE (float, __half or __nv_bfloat16), and for THREADS, CHUNK, SLOTS, KEPT, CLUSTER: styleforge_lib/ops/instance_norm_hopper.py has them.
 // launch     planes (NHWC: images) * pieces blocks of THREADS, SHARED_BYTES. NCHW of several pieces may come in
 //            clusters of as many, which tell each other their moments through shared memory.
 // moves      2s where a part fits, else up to 3s. s: see cuda/instance_norm.cu.
@@ -36,6 +36,10 @@
 #include "common/exchange.cuh"
 #include "common/hopper.cuh"
 #include "common/normalize.cuh"
+
+#ifndef TYPE
+#define TYPE float
+#endif
 
 #ifndef THREADS
 #define THREADS 512
@@ -427,26 +431,8 @@ __device__ void norm_part(const T* x, const T* weight, const T* bias, const T* r
 // The kernels
 
 extern "C" __global__ void BLOCKS
-    instance_norm_hopper_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, float* saved, float* room, long long* words,
-        int channels, int together, long long size, long long length, int pieces, float eps, int relu, int launch,
-        int patience) {
-    norm_part(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu, launch,
-        patience);
-}
-
-extern "C" __global__ void BLOCKS
-    instance_norm_hopper_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, float* saved, float* room, long long* words,
-        int channels, int together, long long size, long long length, int pieces, float eps, int relu, int launch,
-        int patience) {
-    norm_part(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu, launch,
-        patience);
-}
-
-extern "C" __global__ void BLOCKS
-    instance_norm_hopper_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
-        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* saved, float* room, long long* words,
+    instance_norm_hopper(const TYPE* __restrict__ x, const TYPE* weight, const TYPE* bias,
+        const TYPE* __restrict__ residual, TYPE* __restrict__ out, float* saved, float* room, long long* words,
         int channels, int together, long long size, long long length, int pieces, float eps, int relu, int launch,
         int patience) {
     norm_part(x, weight, bias, residual, out, saved, room, words, channels, together, size, length, pieces, eps, relu, launch,

@@ -1,11 +1,11 @@
 // Instance norm of NHWC tensors (channels_last): cuda/instance_norm.cu says what is computed, and the rest of it. Most
 // of them go to cuda/instance_norm_hopper.cu on a Hopper card.
 //
-// Contents (T is float32, float16 or bfloat16; every statistic is float32)
+// Contents (every statistic is float32)
 //   Place                       where a block and its threads work
 //   Strip                       the pixels of a thread, HELD at a time
 //   sum_rows, close_planes  the sums of a piece; what all pieces of a plane found, put together
-//   instance_norm_nhwc_T        the kernel: sums, a barrier of the whole grid, closing, another, and the end of each number
+//   instance_norm_nhwc          the kernel: sums, a barrier of the whole grid, closing, another, and the end of each number
 //
 // A pixel's channels lie together, so that no block can read a plane alone: a block takes up to 256 channels of a piece
 // of the pixels, and a thread keeps to COUNT neighbouring channels. All pieces of an image measure distances from the
@@ -19,6 +19,7 @@
 // tile, rows, steps      a block takes tile * lanes channels (at most 256) of rows * steps pixels.
 // lanes      how many numbers are moved at once: LANES<T> (channels a multiple of it, arrays at multiples of 16 bytes),
 //            or 1.
+// compiled   for TYPE: float, __half or __nv_bfloat16.
 // launch     (images, pieces, tiles) blocks of THREADS; with several pieces a cooperative launch, of as many blocks as
 //            run at once. A piece has fewer than 2^31 pixels.
 // moves      2s where the strips hold all, else up to 3s, mostly from the L2 cache; sums: 16 bytes a piece and channel.
@@ -26,6 +27,10 @@
 #include <cooperative_groups.h>
 
 #include "common/normalize.cuh"
+
+#ifndef TYPE
+#define TYPE float
+#endif
 
 constexpr int THREADS = 256;
 constexpr int HELD = 16;  // vectors that a thread keeps, in 64 registers: 64 KB a block
@@ -249,22 +254,8 @@ __device__ void norm_pixels(const T* x, const T* weight, const T* bias, const T*
 // The kernels
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    instance_norm_nhwc_float32(const float* __restrict__ x, const float* weight, const float* bias,
-        const float* __restrict__ residual, float* __restrict__ out, float* room, int channels, long long size,
-        int tile, int rows, int steps, float eps, int relu, int lanes) {
-    norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    instance_norm_nhwc_float16(const __half* __restrict__ x, const __half* weight, const __half* bias,
-        const __half* __restrict__ residual, __half* __restrict__ out, float* room, int channels, long long size,
-        int tile, int rows, int steps, float eps, int relu, int lanes) {
-    norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    instance_norm_nhwc_bfloat16(const __nv_bfloat16* __restrict__ x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,
-        const __nv_bfloat16* __restrict__ residual, __nv_bfloat16* __restrict__ out, float* room, int channels, long long size,
+    instance_norm_nhwc(const TYPE* __restrict__ x, const TYPE* weight, const TYPE* bias,
+        const TYPE* __restrict__ residual, TYPE* __restrict__ out, float* room, int channels, long long size,
         int tile, int rows, int steps, float eps, int relu, int lanes) {
     norm_pixels(x, weight, bias, residual, out, room, channels, size, tile, rows, steps, eps, relu, lanes);
 }

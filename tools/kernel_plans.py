@@ -138,17 +138,16 @@ def instance_norm() -> Iterator[tuple[str, Plan]]:
         "lengths": {"weight": 8, "bias": 8, "partial": moments, "saved": 48, "room": 4 + (4 + 2 * 3) * 2 * 8},
         "data": {"x": normal(40, 3), "residual": magnitudes, "partial": between(1, 9)},
     }
-    for dtype in ("float32", "float16", "bfloat16"):
-        exchanged = {**common, "lengths": {**common["lengths"], "slots": 48 * 4}, "start": {"slots": 0}}
-        for vectors in (8, 16):
-            yield f"instance_norm_held{vectors}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 1), **exchanged)
-        for step in ("statistics", "apply"):
-            yield f"instance_norm_{step}_{dtype}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
-        yield f"instance_norm_nhwc_{dtype}", Plan(grid=lambda n: (2, 3), offsets=(0, 4), cooperative=True, **common)
-        copied = {**common, "numbers": numbers | {"size": 2400, "length": 1024, "together": 8}, "start": {"words": 0}}
-        copied["lengths"] = common["lengths"] | {"room": 4 * 2 * 8 * (1 + 3), "words": 2 * 6}
-        block = {"block": copies.COPY_THREADS, "shared_bytes": copies.shared_bytes()}
-        yield f"instance_norm_hopper_{dtype}", Plan(grid=lambda n: 6, **block, **copied)
+    exchanged = {**common, "lengths": {**common["lengths"], "slots": 48 * 4}, "start": {"slots": 0}}
+    for vectors in (8, 16):
+        yield f"instance_norm_held{vectors}", Plan(grid=lambda n: 48, offsets=(0, 1), **exchanged)
+    for step in ("statistics", "apply"):
+        yield f"instance_norm_{step}", Plan(grid=lambda n: 48, offsets=(0, 4), **common)
+    yield "instance_norm_nhwc", Plan(grid=lambda n: (2, 3), offsets=(0, 4), cooperative=True, **common)
+    copied = {**common, "numbers": numbers | {"size": 2400, "length": 1024, "together": 8}, "start": {"words": 0}}
+    copied["lengths"] = common["lengths"] | {"room": 4 * 2 * 8 * (1 + 3), "words": 2 * 6}
+    block = {"block": copies.COPY_THREADS, "shared_bytes": copies.shared_bytes()}
+    yield "instance_norm_hopper", Plan(grid=lambda n: 6, **block, **copied)
 
 
 def lessons_of_instance_norm() -> Iterator[tuple[str, Plan]]:
@@ -207,13 +206,20 @@ def instance_norm_backward() -> Iterator[tuple[str, Plan]]:
         "lengths": {"weight": 8, "saved": 48, "partial": 96, "sums": 32},
         "data": {"x": normal(40, 3), "dout": magnitudes, "out": normal(), "saved": between(1, 9)},
     }
-    for dtype in ("float32", "float16", "bfloat16"):
-        for step in ("sums", "apply"):
-            yield f"instance_norm_backward_{step}_{dtype}", Plan(**common)
+    for step in ("sums", "apply"):
+        yield f"instance_norm_backward_{step}", Plan(**common)
 
 
 SMALL = {"a": whole_numbers(-9, 9)}
+AFFINE = Plan(  # 2 images of 8 channels, 300 pixels
+    sizes=(2 * 8 * 300,),
+    grid=lambda n: (2, 2),
+    numbers={"channels": 8, "size": 300, "relu": 1},
+    lengths={"affine": 2 * 8 * 2},
+    data={"x": normal(40, 3), "residual": magnitudes},
+)
 PLANS = {
+    "apply_affine": AFFINE,
     **dict(instance_norm()),
     **dict(promises()),
     **dict(instance_norm_backward()),

@@ -14,6 +14,7 @@ from address import ROOT
 from IPython.core.magic_arguments import parse_argstring
 
 from styleforge_lib.lab.magic import CudaMagic
+from styleforge_lib.ops.elementwise import C_TYPES
 from styleforge_lib.runtime.kernel import compile_cuda
 
 PROBES = [ROOT / "tools" / name for name in ("device_probes.cu", "further_probes.cu", "approximate_probes.cu")]
@@ -30,7 +31,6 @@ ELSEWHERE = (
     "conv2d_from_picture",
     "conv2d_to_picture",
     "conv2d_cuda_cores",
-    "apply_affine",
 )
 
 
@@ -61,7 +61,13 @@ def sources() -> list[Source]:
     kernels = [path for path in sorted((ROOT / "cuda").glob("*.cu")) if path.stem not in ELSEWHERE]
     for path in kernels:
         hopper = path.stem.endswith("_hopper")  # whose copy engine takes multiples of 16 bytes
-        found.append(Source(f"cuda/{path.name}", path, arch="sm_90a" if hopper else None, any_alignment=not hopper))
+        about = {"arch": "sm_90a" if hopper else None, "any_alignment": not hopper}
+        if "#define TYPE" in path.read_text("utf-8"):
+            for dtype, c_type in C_TYPES.items():
+                place = f"cuda/{path.name}#{str(dtype).removeprefix('torch.')}"
+                found.append(Source(place, path, (("TYPE", c_type),), **about))
+        else:
+            found.append(Source(f"cuda/{path.name}", path, **about))
     found += [Source(f"tools/{path.name}", path) for path in PROBES]
     return found + [Source(f"tools/{path.name}", path, arch="sm_90a") for path in HOPPER_PROBES]
 

@@ -7,6 +7,7 @@ Contents
     run                 allocate, look at the tensors as flat memory, launch
     flat                the launch of one kernel of a cuda/ file on contiguous tensors
     compiled            a cuda/ file, compiled for the device of a tensor
+    C_TYPES             what CUDA C++ calls a dtype: the macro TYPE of files that are compiled for one
 """
 
 import functools
@@ -20,6 +21,7 @@ from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Module, compile_cuda
 
 VECTOR_BYTES = 16  # what a thread of cuda/common/elementwise.cuh moves at once
 THREADS = 256
+C_TYPES = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})  # types of tensors that have no ways of their own
 MAX_BLOCKS = 4096  # several times what any card holds at once; beyond it the kernels' grid-stride loop takes over
 

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from styleforge_lib.ops import residual_blocks_hopper
 from styleforge_lib.ops.convolution import architecture, kernel_for, prepare
-from styleforge_lib.ops.elementwise import MAX_BLOCKS, THREADS, compiled, emulator_asked_for, is_watched
+from styleforge_lib.ops.elementwise import C_TYPES, MAX_BLOCKS, THREADS, compiled, emulator_asked_for, is_watched
 from styleforge_lib.ops.layer import VECTOR_BYTES, Layer, Norm, plane_sums
 
 NUMBERS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -89,7 +89,7 @@ def apply_affine(
     images, height, width, channels = x.shape
     vectors = x[0].numel() * x.element_size() // VECTOR_BYTES
     grid = (min(-(-vectors // THREADS), MAX_BLOCKS), images)
-    kernel = compiled("apply_affine", x.device).kernel(f"apply_affine_{str(x.dtype).removeprefix('torch.')}")
+    kernel = compiled("apply_affine", x.device, TYPE=C_TYPES[x.dtype]).only
     kernel(grid, THREADS, (x, affine, residual, x, channels, height * width, int(relu)))
     return x
 

@@ -25,12 +25,12 @@ from torch.nn import functional
 from styleforge_lib.ops import instance_norm_hopper as hopper
 from styleforge_lib.ops.calls import Known, kind_of
 from styleforge_lib.ops.cases import EVEN, RAGGED, constant_planes, drawn_from, magnitudes, normal
-from styleforge_lib.ops.elementwise import VECTOR_BYTES, check_tensors, compiled, is_watched, kernel_applies
+from styleforge_lib.ops.elementwise import C_TYPES, VECTOR_BYTES, check_tensors, compiled, is_watched, kernel_applies
 from styleforge_lib.ops.exchange import PATIENCE, exchange
 from styleforge_lib.ops.operator import Case, Cost, Operator
 
 EPS = 1e-5
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = tuple(C_TYPES)
 
 # As in the two files of kernels:
 THREADS = 256  # of a block that holds what it reads
@@ -167,13 +167,13 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
     processors = multiprocessors(device)
     if copied(x, residual, out, together=1) and hopper.held(planes, size, x.element_size(), processors):
         return hopper.planned(x, eps, relu, together=1, processors=processors)
-    kernel, dtype = compiled("instance_norm", device).kernel, str(x.dtype).removeprefix("torch.")
+    kernel = compiled("instance_norm", device, TYPE=C_TYPES[x.dtype]).kernel
     alone = 3 * processors <= 4 * planes <= 4 * processors
     vectors, threads, length, pieces = pieces_to_hold(size, x.element_size(), alone)
     relu = int(relu)
     if pieces <= processors * RESIDENT[vectors]:
         blocks, words = planes * pieces, SLOT * planes * pieces
-        held = kernel(f"instance_norm_held{vectors}_{dtype}")
+        held = kernel(f"instance_norm_held{vectors}")
 
         def hold(x, weight, bias, residual, out, saved=None) -> None:
             slots, number = exchange(words, device) if pieces > 1 else (None, 0)
@@ -183,7 +183,7 @@ def planes(x, residual, out, eps, relu) -> Callable[..., None]:
         return hold
     length, pieces = pieces_to_sweep(planes, size, x.element_size(), processors * SWEEP_RESIDENT)
     blocks = planes * pieces
-    measure, apply = kernel(f"instance_norm_statistics_{dtype}"), kernel(f"instance_norm_apply_{dtype}")
+    measure, apply = kernel("instance_norm_statistics"), kernel("instance_norm_apply")
 
     def sweep(x, weight, bias, residual, out, saved=None) -> None:
         partial = torch.empty(blocks * 4, dtype=torch.float32, device=device)
@@ -205,7 +205,7 @@ def pixels(x, residual, out, eps, relu) -> Callable[..., None]:
         lanes = 1
     most = multiprocessors(device) * PIXELS_RESIDENT
     tiles, tile, rows, steps, pieces = pieces_of_pixels(images, channels // lanes, size, lanes, most)
-    kernel = compiled("instance_norm_nhwc", device).kernel(f"instance_norm_nhwc_{str(x.dtype).removeprefix('torch.')}")
+    kernel = compiled("instance_norm_nhwc", device, TYPE=C_TYPES[x.dtype]).only
     grid, words = (images, pieces, tiles), 4 + (4 + 2 * pieces) * images * channels
     numbers = (channels, size, tile, rows, steps, eps, int(relu), lanes)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from styleforge_lib.ops import instance_norm as forward
-from styleforge_lib.ops.elementwise import compiled
+from styleforge_lib.ops.elementwise import C_TYPES, compiled
 
 
 @torch.library.custom_op("styleforge::instance_norm", mutates_args=())
@@ -113,9 +113,9 @@ def launch_backward(
     length, pieces = forward.pieces_to_sweep(planes, size, x.element_size(), blocks)
     lanes = forward.VECTOR_BYTES // x.element_size()
     threads = min(forward.SWEEP_THREADS, max(32, 32 * math.ceil(length / (32 * lanes))))
-    kernel, dtype = compiled("instance_norm_backward", x.device).kernel, str(x.dtype).removeprefix("torch.")
+    kernel = compiled("instance_norm_backward", x.device, TYPE=C_TYPES[x.dtype]).kernel
     partial = torch.empty(2 * planes * pieces, dtype=torch.float32, device=x.device)
     args = (x, out, dout, saved, partial, size, length, pieces)
-    kernel(f"instance_norm_backward_sums_{dtype}")(planes * pieces, threads, args)
+    kernel("instance_norm_backward_sums")(planes * pieces, threads, args)
     args = (x, out, dout, saved, partial, weight, dx, dresidual, sums, channels, size, length, pieces)
-    kernel(f"instance_norm_backward_apply_{dtype}")(planes * pieces, threads, args)
+    kernel("instance_norm_backward_apply")(planes * pieces, threads, args)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from styleforge_lib.ops.elementwise import VECTOR_BYTES, compiled
+from styleforge_lib.ops.elementwise import C_TYPES, VECTOR_BYTES, compiled
 from styleforge_lib.ops.exchange import PATIENCE, exchange
 
 # Of a block; bytes that are copied at once; how many of them it holds in shared memory, and how many in registers.
@@ -56,9 +56,16 @@ def shared_bytes() -> int:
     return SLOTS * CHUNK + max(2 * COPY_THREADS + MOST_UNITS, 4 * MOST_UNITS) * 8 * 4 + SLOTS * 8
 
 
-def macros(cluster: int = 1) -> dict[str, int]:
+def macros(dtype: torch.dtype, cluster: int = 1) -> dict[str, object]:
     """Return what the kernel is compiled for. cluster: blocks that run at once, of one plane."""
-    return {"THREADS": COPY_THREADS, "CHUNK": CHUNK, "SLOTS": SLOTS, "KEPT": KEPT, "CLUSTER": cluster}
+    return {
+        "TYPE": C_TYPES[dtype],
+        "THREADS": COPY_THREADS,
+        "CHUNK": CHUNK,
+        "SLOTS": SLOTS,
+        "KEPT": KEPT,
+        "CLUSTER": cluster,
+    }
 
 
 def pieces(parts: int, size: int, step: int, itemsize: int, blocks: int) -> tuple[int, int]:
@@ -95,8 +102,7 @@ def planned(
     size = x.numel() // parts
     length, cut = pieces(parts, size, max(together, VECTOR_BYTES // itemsize), itemsize, processors)
     cluster = cut if together == 1 and cut in CLUSTERS else 1
-    module = compiled("instance_norm_hopper", device, arch, **macros(cluster))
-    kernel = module.kernel(f"instance_norm_hopper_{str(x.dtype).removeprefix('torch.')}")
+    kernel = compiled("instance_norm_hopper", device, arch, **macros(x.dtype, cluster)).only
     threads, shared = COPY_THREADS, shared_bytes()
     blocks, floats = parts * cut, 4 * parts * together * (1 + cut)
     numbers = (channels, together, size, length, cut, eps, int(relu))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from styleforge_lib.ops.elementwise import compiled
+from styleforge_lib.ops.elementwise import C_TYPES, compiled
 
 EPS = 1e-5
 VECTOR_BYTES = 16
@@ -23,13 +23,8 @@ PLANE_ENTRIES = 512  # as in cuda/common/plane_sums.cuh
 # How a layer's numbers are held and multiplied. "tf32" are float32 whose products the tensor core takes in TF32;
 # of "float32" they are exact, on CUDA cores.
 STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
-MACRO_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "tf32": "float", "float32": "float"}
-PICTURE_TYPES = {
-    torch.uint8: "unsigned char",
-    torch.float32: "float",
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-}
+MACRO_TYPES = {numbers: C_TYPES[dtype] for numbers, dtype in STORAGE.items()}
+PICTURE_TYPES = {torch.uint8: "unsigned char", **C_TYPES}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from styleforge_lib import ops
 from styleforge_lib.lab import check, xray
+from styleforge_lib.ops.elementwise import C_TYPES
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, chosen_device, compile_cuda
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")  # `ops.instance_norm` is the function
@@ -39,6 +40,11 @@ def cut(monkeypatch, way):
         monkeypatch.setattr(norm, "RESIDENT", {16: 0, 8: 0})
         monkeypatch.setattr(norm, "SWEEP_THREADS", 32)
     monkeypatch.setattr(norm, "multiprocessors", lambda device: 2000)
+
+
+def compiled(file, dtype=torch.float32, arch="sm_80"):
+    """Compile a file for a dtype."""
+    return compile_cuda(f"{file}.cu", arch=arch, defines={"TYPE": C_TYPES[dtype]})
 
 
 def tensors_of(shape, dtype=torch.float32, seed=0):
@@ -117,7 +123,7 @@ def test_channels_last_is_right(dtype, monkeypatch, launched):
     monkeypatch.setattr(norm, "multiprocessors", lambda device: 108)
     operator = nhwc(norm.FUSED)
     assert check(operator, operator.launch, dtype=dtype)
-    assert set(launched) == {f"instance_norm_nhwc_{str(dtype).removeprefix('torch.')}"}
+    assert set(launched) == {"instance_norm_nhwc"}
 
 
 @each_dtype
@@ -128,7 +134,7 @@ def test_a_plane_that_one_wide_block_holds_is_right(dtype, launched, monkeypatch
     out = torch.full_like(x, torch.nan)
     norm.launch_fused(x, weight, bias, residual, True, norm.EPS, out)
     hold(out, x, weight, bias, residual, True)
-    assert launched == [f"instance_norm_held8_{str(dtype).removeprefix('torch.')}"]
+    assert launched == ["instance_norm_held8"]
 
 
 @pytest.mark.parametrize("way", ["whole", "in two of full size", "held", "swept"])
@@ -160,8 +166,7 @@ def test_a_block_that_is_left_alone_measures_the_whole_plane(dtype):
     """Nothing promises that the blocks of a plane run at the same time; each of them alone writes the same bits."""
     x, weight, bias, residual = (value.cpu() for value in tensors_of((1, 2, 35, 37), dtype))
     size, length, pieces = 35 * 37, 512, 3
-    name = f"instance_norm_held16_{str(dtype).removeprefix('torch.')}"
-    kernel = compile_cuda("instance_norm.cu", arch="sm_80").kernel(name)
+    kernel = compiled("instance_norm", dtype).kernel("instance_norm_held16")
 
     def run(blocks):
         out, slots = torch.full_like(x, torch.nan), torch.zeros(norm.SLOT * 2 * pieces, dtype=torch.int64)
@@ -181,7 +186,7 @@ def test_a_block_that_is_left_alone_measures_the_whole_plane(dtype):
 
 def test_a_launch_that_a_graph_repeats_counts_itself():
     """The same arguments, number 0 among them: each time the blocks must not take the last launch's moments."""
-    kernel = compile_cuda("instance_norm.cu", arch="sm_80").kernel("instance_norm_held8_float32")
+    kernel = compiled("instance_norm").kernel("instance_norm_held8")
     slots = torch.zeros(norm.SLOT * 2 * 3, dtype=torch.int64)
     for seed in range(3):
         x = tensors_of((1, 2, 35, 37), seed=seed)[0].cpu() * (1 + seed)
@@ -231,9 +236,10 @@ def test_any_shape_at_any_alignment(shape, offsets, dtype, present, last, way, s
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("file", "kernels"), [("instance_norm", 12), ("instance_norm_nhwc", 3)])
-def test_it_compiles_for_each_card_without_flushing_denormals_or_spilling(file, kernels, arch):
-    module = compile_cuda(f"{file}.cu", arch=arch)
+@pytest.mark.parametrize(("file", "kernels"), [("instance_norm", 4), ("instance_norm_nhwc", 1)])
+@each_dtype
+def test_it_compiles_for_each_card_without_flushing_denormals_or_spilling(dtype, file, kernels, arch):
+    module = compiled(file, dtype, arch)
     assert len(module.kernels) == kernels
     assert not module.warnings
     assert ".ftz" not in module.ptx
@@ -255,22 +261,18 @@ def test_it_compiles_for_each_card_without_flushing_denormals_or_spilling(file, 
 @each_dtype
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_cards_code_runs_in_the_emulator(arch, dtype):
-    numbers = str(dtype).removeprefix("torch.")
     x, weight, bias, residual = (value.cpu() for value in tensors_of((2, 3, 11, 13), dtype))
     for vectors in norm.RESIDENT:
         out = torch.full_like(x, torch.nan)
         slots = torch.zeros(norm.SLOT * 6 * 2, dtype=torch.int64)
         args = (x, weight, bias, residual, out, None, slots, 3, 143, 96, 2, norm.EPS, 1, 1, 100)
-        compile_cuda("instance_norm.cu", arch=arch).kernel(f"instance_norm_held{vectors}_{numbers}").emulate(
-            12, 64, args
-        )
+        compiled("instance_norm", dtype, arch).kernel(f"instance_norm_held{vectors}").emulate(12, 64, args)
         hold(out, x, weight, bias, residual, True)
     out, room = torch.full_like(x, torch.nan), torch.full((4 + 8 * 6,), torch.nan)
     views = [value.permute(0, 2, 3, 1).contiguous() for value in (x, residual)]
     result = torch.full_like(views[0], torch.nan)
     args = (views[0], weight, bias, views[1], result, room, 3, 143, 3, 85, 1, norm.EPS, 1, 1)
-    kernel = compile_cuda("instance_norm_nhwc.cu", arch=arch).kernel(f"instance_norm_nhwc_{numbers}")
-    kernel.emulate((2, 2), norm.THREADS, args, cooperative=True)
+    compiled("instance_norm_nhwc", dtype, arch).only.emulate((2, 2), norm.THREADS, args, cooperative=True)
     hold(result.permute(0, 3, 1, 2), x, weight, bias, residual, True)
 
 
@@ -327,9 +329,7 @@ def test_a_residual_comes_in_whole_vectors(vectors, dtype):
     """The compiler had taken them apart, and each number was a load of its own: eight times the sectors in float16."""
     size = norm.THREADS * vectors * norm.VECTOR_BYTES // dtype.itemsize
     x, _, _, residual = (value.cpu() for value in tensors_of((1, 1, 1, size), dtype))
-    kernel = compile_cuda("instance_norm.cu", arch="sm_80").kernel(
-        f"instance_norm_held{vectors}_{str(dtype).removeprefix('torch.')}"
-    )
+    kernel = compiled("instance_norm", dtype, "sm_80").kernel(f"instance_norm_held{vectors}")
     args = (x, None, None, residual, torch.empty_like(x), None, None, 1, size, size, 1, norm.EPS, 1, 1, 1)
     found = xray(kernel, 1, norm.THREADS, args)
     assert found.total.sectors <= found.total.ideal_sectors  # fewer: all lanes look at one number
@@ -379,7 +379,7 @@ def test_the_kernel_runs_on_its_device(shape, dtype, on_the_kernels_device, laun
     hold(ops.instance_norm(x), x)
     hold(ops.instance_norm(x, weight, bias, 1e-3, True, residual), x, weight, bias, residual, True, 1e-3)
     hold(ops.instance_norm(x, bias=bias), x, bias=bias)
-    assert launched == [f"instance_norm_held8_{str(dtype).removeprefix('torch.')}"] * 3
+    assert launched == ["instance_norm_held8"] * 3
 
 
 def test_channels_last_stays_channels_last(on_the_kernels_device, launched):
@@ -387,7 +387,7 @@ def test_channels_last_stays_channels_last(on_the_kernels_device, launched):
     x, residual = (value.to(memory_format=LAST) for value in (x, residual))
     out = ops.instance_norm(x, weight, bias, relu=True, residual=residual)
     assert out.is_contiguous(memory_format=LAST)
-    assert launched == ["instance_norm_nhwc_float32"]
+    assert launched == ["instance_norm_nhwc"]
     hold(out, x, weight, bias, residual, True)
 
 

@@ -14,6 +14,7 @@ import check_instance_norm
 import tune_instance_norm
 
 from styleforge_lib.ops import instance_norm_hopper
+from styleforge_lib.ops.elementwise import C_TYPES
 from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
 
 norm = importlib.import_module("styleforge_lib.ops.instance_norm")
@@ -43,16 +44,21 @@ def test_what_the_sanitizer_watches_is_every_kernel(monkeypatch):
 
     class Module:
         def __init__(self, operator, device, arch=None, **defines):
+            self.operator, self.defines = operator, defines
             clusters.add(defines.get("CLUSTER"))
 
         def kernel(self, name):
-            launched.add(name)
+            launched.add((name, self.defines["TYPE"]))
 
             def launch(grid, block, args, **options):
                 if "held" in name and args[6] is not None:  # slots for the exchange
-                    told.add(name)
+                    told.add((name, self.defines["TYPE"]))
 
             return launch
+
+        @property
+        def only(self):
+            return self.kernel(self.operator)
 
     for module in (norm, instance_norm_hopper):
         monkeypatch.setattr(module, "compiled", Module)
@@ -64,8 +70,10 @@ def test_what_the_sanitizer_watches_is_every_kernel(monkeypatch):
                 x = torch.empty(shape, dtype=dtype).to(memory_format=layout)
                 norm.launch_fused(x, None, None, x, True, norm.EPS, torch.empty_like(x))
     texts = [(CUDA / f"instance_norm{part}.cu").read_text("utf-8") for part in ("", "_nhwc", "_hopper")]
-    assert launched == {name for text in texts for name in re.findall(r"^    (instance_norm_\w+)\(const", text, re.M)}
-    assert told == {name for name in launched if "held" in name}
+    names = [name for text in texts for name in re.findall(r"^    (instance_norm_\w+)\(const TYPE", text, re.M)]
+    assert len(names) == 6
+    assert launched == {(name, c_type) for name in names for c_type in C_TYPES.values()}
+    assert told == {(name, c_type) for name, c_type in launched if "held" in name}
     assert len(clusters - {None, 1}) > 1
 
 

@@ -3,6 +3,7 @@
     python tools/check_convolutions.py                          # 1x3x1024x1024, float16
     python tools/check_convolutions.py --numbers tf32 --size 512x512 --only conv1
     python tools/check_convolutions.py --sanitize               # one launch of each, small: for compute-sanitizer
+    python tools/check_convolutions.py --arch sm_75             # the text of an older card, which this one runs, too
     python tools/check_convolutions.py --dry-run                # the emulator, small, untimed
 
 Each line is one layer of the TransformerNet, computed by one kernel that takes it on this card. error: the largest
@@ -208,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", default="1024x1024", help="of the picture, HEIGHTxWIDTH")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--numbers", default="float16", choices=list(STORAGE))
+    parser.add_argument("--arch", help="compile for this architecture, as sm_80; left out, the card's own")
     parser.add_argument("--only", default="", help="layers whose name holds this word")
     parser.add_argument("--layer", choices=list(NETWORK), help="this layer alone")
     parser.add_argument("--sanitize", action="store_true", help="one small launch of each kernel, checked, not timed")
@@ -219,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         print("no NVIDIA GPU here: add --dry-run to try the emulator", file=sys.stderr)
         return 2
     device, timed = ("cpu", False) if options.dry_run else ("cuda", not options.sanitize)
-    arch = architecture(torch.empty(0, device=device).device)
+    arch = options.arch or architecture(torch.empty(0, device=device).device)
     height, width = (int(n) for n in options.size.split("x")) if timed else SMALL
     title = f"{options.batch}x3x{height}x{width} {options.numbers}, {arch}"
     print(

@@ -340,6 +340,17 @@ def trap_architecture(bench: Bench) -> str:
     return f"{other}: {registers} registers, not launched"
 
 
+@check
+def older_architecture(bench: Bench) -> str:
+    """Check that code for an older card runs, and gives the same bits: the driver compiles its PTX."""
+    x, y, z = bench.arrays()
+    kernel, expected = compile_cuda(KERNELS, arch="sm_75").kernel("scale"), y.clone()
+    for launched, out in ((bench.scale, expected), (kernel, y)):
+        launched((16,), (256,), (x, out, z, 3.0, 4096, 0))
+    ensure(torch.equal(y, expected) and not expected.isnan().any(), "other results than the card's own code")
+    return kernel.module.arch
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Streams, graphs, threads, cards
 

@@ -5,12 +5,14 @@
     python tools/sanitize.py --dry-run                # print the commands, and run what they look at in the emulator
 
 What is watched is tools/check_convolutions.py --sanitize, which launches each kernel of a layer twice on a small ragged
-picture, a process for each layer and each kind of numbers, so that what stops one hides no other;
-tools/tune_residual_blocks.py --sanitize (16-bit numbers on Hopper); tools/check_instance_norm.py --sanitize, forward
-and backward; and tools/check_operators.py for the elementwise operators. Not watched: apply_affine in float32, and
-launches that overlap the one before, as in the graph of the whole network. References are computed on the CPU. As many
-processes run at once as the machine has processors. A line for each run, with all that it said where it is not clean.
-Exits with 1 where one is not, with 2 where compute-sanitizer or a GPU is missing.
+picture, a process for each layer and each kind of numbers, so that what stops one hides no other, and once more what
+a card of Turing runs; tools/check_network.py, the whole network, launch by launch and as a graph of launches that
+overlap, and the drop-in modules; tools/tune_residual_blocks.py --sanitize (16-bit numbers on Hopper);
+tools/check_instance_norm.py --sanitize, forward and backward; and tools/check_operators.py for the elementwise
+operators. References are computed on the CPU. racecheck looks at shared memory alone: that kernels which overlap do not
+disturb each other in global memory, equal bits say, and no tool. As many processes run at once as the machine has
+processors. A line for each run, with all that it said where it is not clean. Exits with 1 where one is not, with 2
+where compute-sanitizer or a GPU is missing.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from styleforge_lib.runtime import gpu
 CLEAN = ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 LAYERS = tuple(check_convolutions.NETWORK)
+OLDEST = ("--arch", "sm_75")  # whose tensor cores take float16 alone, and no asynchronous copies
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,18 @@ class Watched:
 
 
 def watched(tools: Iterable[str], numbers: Iterable[str]) -> list[Watched]:
-    """Return what is to run: each tool with norms, elementwise operators, residual blocks and layers."""
+    """Return what is to run: each tool with norms, operators, and of each kind of numbers network, blocks, layers."""
     found = []
     for tool in tools:
         found.append(Watched(tool, ("check_instance_norm.py", "--sanitize")))  # the longest comes first
         found.append(Watched(tool, ("check_operators.py", "relu", "residual_add")))
         for kind in numbers:
+            found.append(Watched(tool, ("check_network.py", "--numbers", kind)))
             given = ("--sanitize", "--numbers", kind)
             if kind in ("float16", "bfloat16"):
                 found.append(Watched(tool, ("tune_residual_blocks.py", *given)))
-            found += [Watched(tool, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS]
+            for arch in ((), OLDEST) if kind == "float16" else ((),):
+                found += [Watched(tool, ("check_convolutions.py", *given, *arch, "--layer", layer)) for layer in LAYERS]
     return found
 
 

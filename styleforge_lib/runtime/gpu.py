@@ -50,13 +50,13 @@ def card_arch() -> str:
 
 
 class GpuModule:
-    """A cubin, loaded into each card that launches from it.
+    """A cubin, loaded into each card that launches from it; a later card than it is for compiles the PTX.
 
     It is never unloaded: a CUDA graph may hold its kernels for longer than Python holds this object.
     """
 
-    def __init__(self, cubin: bytes, arch: str):
-        self.cubin, self.arch = cubin, arch
+    def __init__(self, cubin: bytes, ptx: str, arch: str):
+        self.cubin, self.ptx, self.arch = cubin, ptx, arch
         self._handles: dict[int, int] = {}
 
     def function(self, entry: str, device: int) -> int:
@@ -93,13 +93,19 @@ class GpuModule:
         _ensure_context()
         if device not in self._handles:
             try:
-                self._handles[device] = driver.moduleLoadData(self.cubin)
+                self._handles[device] = driver.moduleLoadData(self._code_for(device))
             except driver.CUDADriverError as error:
                 raise RuntimeError(
                     f"the card cuda:{device} ({torch.cuda.get_device_name(device)}, {card_arch()}) does not take "
                     f"code compiled for {self.arch}: {error}. Leave arch out to compile for the card."
                 ) from error
         return self._handles[device]
+
+    def _code_for(self, device: int) -> bytes:
+        """Return the cubin; for a card of a later generation the PTX, unless that is for one card alone (sm_90a)."""
+        number = self.arch.removeprefix("sm_")
+        later = number.isdigit() and int(number) // 10 < torch.cuda.get_device_capability(device)[0]
+        return self.ptx.encode() if later else self.cubin
 
 
 def _ensure_context() -> None:

@@ -60,9 +60,9 @@ def compile_cuda(
     """Compile CUDA C++ and return a Module, whose kernels run on the GPU where there is one, else on the emulator.
 
     source_or_path: the text itself, or a .cu file (looked for here, then among the library's kernels). defines: macros,
-    {"TILE": 16}. arch: "sm_80", "sm_90a", ...; left out, the card's own, or sm_80 on the emulator. options: further
-    options for NVRTC. name: what messages call a text that has no file. A text that does not compile raises
-    CompileError.
+    {"TILE": 16}. arch: "sm_80", "sm_90a", ...; left out, the card's own, or sm_80 on the emulator; a later card than it
+    names runs it, too. options: further options for NVRTC. name: what messages call a text that has no file. A text
+    that does not compile raises CompileError.
     """
     if not isinstance(source_or_path, (str, Path)):
         raise TypeError(f"source_or_path must be CUDA text or a path, not {type(source_or_path).__name__}")
@@ -165,7 +165,7 @@ class Module:
     @functools.cached_property
     def loaded(self) -> gpu.GpuModule:
         """The module in the driver, for a module whose device is the GPU."""
-        return gpu.GpuModule(self.cubin, self.arch)
+        return gpu.GpuModule(self.cubin, self.ptx, self.arch)
 
     def __repr__(self) -> str:
         return f"<Module {self.name}: {', '.join(self.kernels) or 'no kernels'}; {self.arch}, {self.device}>"

@@ -341,3 +341,40 @@ def test_an_overlapping_launch_that_the_driver_refuses(overlapping):
         launcher.overlapping((1,), (32,), arguments, 0)
     with pytest.raises(ValueError, match="no blocks"):
         launcher.overlapping((0,), (32,), arguments, 0)
+
+
+@pytest.mark.parametrize(
+    ("arch", "card", "loaded"),
+    [
+        ("sm_75", (9, 0), b"ptx"),
+        ("sm_89", (9, 0), b"ptx"),
+        ("sm_90", (12, 0), b"ptx"),
+        ("sm_80", (8, 6), b"cubin"),
+        ("sm_90a", (9, 0), b"cubin"),
+        ("sm_90a", (12, 0), b"cubin"),
+        ("sm_100", (9, 0), b"cubin"),
+    ],
+)
+def test_a_later_card_compiles_the_ptx(arch, card, loaded, monkeypatch):
+    from cupy.cuda import driver
+
+    monkeypatch.setattr(gpu, "_ensure_context", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+    monkeypatch.setattr(driver, "moduleLoadData", lambda code: code)
+    assert gpu.GpuModule(b"cubin", "ptx", arch)._handle(0) == loaded
+
+
+def test_code_that_no_driver_makes_fit_is_refused(monkeypatch):
+    from cupy.cuda import driver
+
+    def refuse(code):
+        raise DriverError(209)
+
+    monkeypatch.setattr(gpu, "_ensure_context", lambda: None)
+    monkeypatch.setattr(gpu, "card_arch", lambda: "sm_80")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(driver, "CUDADriverError", DriverError)
+    monkeypatch.setattr(driver, "moduleLoadData", refuse)
+    with pytest.raises(RuntimeError, match="does not take code compiled for sm_90a"):
+        gpu.GpuModule(b"cubin", "ptx", "sm_90a")._handle(0)

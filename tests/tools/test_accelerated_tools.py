@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import bench_accelerated
 import check_convolutions
+import check_network
 import psnr
 import sanitize
 import tune_residual_blocks
@@ -93,6 +94,34 @@ def test_check_finds_a_wrong_kernel(monkeypatch, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_check_of_an_older_card(monkeypatch, capsys):
+    monkeypatch.setattr(check_convolutions, "SMALL", (9, 12))
+    assert check_convolutions.main(["--dry-run", "--arch", "sm_75", "--only", "deconv2"]) == 0
+    assert "sm_75" in capsys.readouterr().out
+
+
+def test_check_of_the_network_finds_other_bits_and_wrong_numbers(monkeypatch, capsys):
+    monkeypatch.setattr(check_network, "PICTURES", (1, 3, 6, 9))
+    monkeypatch.setattr(check_network, "FEATURES", (1, 32, 3, 5))
+    assert check_network.main(["--dry-run", "--numbers", "float16"]) == 0
+    assert capsys.readouterr().out.count("right\n") == 2 + 4 + 1  # and "all right"
+    made, calls = check_network.accelerate, []
+
+    def spoiled(net, **options):
+        fast = made(net, **options)
+
+        def paint(x):
+            calls.append(x)
+            return fast(x) + len(calls) * 1e-3
+
+        return paint
+
+    monkeypatch.setattr(check_network, "accelerate", spoiled)
+    assert check_network.main(["--dry-run", "--numbers", "float16"]) == 1
+    assert capsys.readouterr().out.count("WRONG") == 2 + 1
+    assert len(calls) == 2 * 3
+
+
 def test_check_of_exact_float32(monkeypatch, capsys):
     monkeypatch.setattr(check_convolutions, "SMALL", (9, 12))
     assert check_convolutions.main(["--dry-run", "--numbers", "float32", "--only", "deconv2"]) == 0
@@ -129,11 +158,19 @@ def test_the_table_of_residual_blocks():
 def test_sanitize_names_every_tool_kernel_and_kind_of_numbers():
     for tool in sanitize.TOOLS:
         found = [one for one in sanitize.watched(sanitize.TOOLS, ("float16", "tf32")) if one.tool == tool]
-        norms, operators, blocks, *layers = found
-        assert (norms.program[0], operators.program[0]) == ("check_instance_norm.py", "check_operators.py")
-        assert blocks.program == ("tune_residual_blocks.py", "--sanitize", "--numbers", "float16")  # none of tf32
-        named = [(one.program[3], one.program[-1]) for one in layers]
-        assert named == [(kind, name) for kind in ("float16", "tf32") for name in check_convolutions.NETWORK]
+        scripts = [one.program[0] for one in found]
+        assert scripts[:2] == ["check_instance_norm.py", "check_operators.py"]
+        assert [one.program[1:] for one in found if one.program[0] == "check_network.py"] == [
+            ("--numbers", "float16"),
+            ("--numbers", "tf32"),
+        ]
+        (blocks,) = (one for one in found if one.program[0] == "tune_residual_blocks.py")
+        assert blocks.program[1:] == ("--sanitize", "--numbers", "float16")  # none of tf32
+        layers = [one.program[2:] for one in found if one.program[0] == "check_convolutions.py"]
+        for given in (("float16",), ("float16", "--arch", "sm_75"), ("tf32",)):
+            for name in check_convolutions.NETWORK:
+                assert ("--numbers", *given, "--layer", name) in layers
+        assert len(layers) == 3 * len(check_convolutions.NETWORK)
         for one in found:
             assert one.command()[:3] == ["compute-sanitizer", "--tool", tool]
             assert str(ROOT) not in str(one)

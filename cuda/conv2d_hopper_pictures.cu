@@ -14,14 +14,17 @@
 // product    Three channels fill nothing that a tensor core has, but 9 columns of the kernel times 3 channels are 27 of
 //            32. From a picture they are k: a pixel's 32 numbers are the window that begins at it. To a picture they are
 //            columns of D: P[pixel][dx, channel], and out[x] is the sum of P[x + dx][dx], in the epilogue.
-// rolling    A warpgroup walks down a strip of 64 columns. Each input row is loaded once, straight into the registers of
-//            which wgmma takes A, and is multiplied with all nine rows of the kernel: D[64 pixels][9 x 32], nine output
+// rolling    A warpgroup walks down a strip of 64 columns. Each input row is loaded once, comes by way of shared memory to
+//            the registers of which wgmma takes A, and is multiplied with all nine rows of the kernel: D[64 pixels][9 x 32], nine output
 //            rows under way at a time, 144 registers. One of them is complete after each step, and its registers, a
 //            slot, begin the next. So slot s meets the kernel's row (step - s) modulo 9, another one each time: the
 //            weights lie in a circle, and a step is another start in it. The loop is unrolled nine times, because
 //            registers have no index.
-// overlap    While the tensor cores work on a row, the threads bring the next one and finish the one before. Two
+// overlap    While the tensor cores work on a row, the threads bring the next ones and finish the one before. Two
 //            warpgroups, which share nothing but the weights, fill each other's gaps.
+// brought    Rows that wait in registers, three of them, were not early enough: the compiler's wait for one load is a wait
+//            for all that are under way. Rows of a picture now come in batches of three, those of 32 channels eight
+//            steps ahead by cp.async, which needs no registers.
 // The idea of 27 stands in the design of many first-layer kernels; cuDNN's is not known to us.
 #include "common/hopper.cuh"
 #include "common/packed.cuh"
@@ -41,7 +44,6 @@ constexpr int THREADS = 256, GROUPS = THREADS / 128, KERNEL = 9, PAD = 4, CHANNE
 constexpr int COLUMNS = 64, TILE_W = COLUMNS - KERNEL + 1;  // of a strip; TILE_W: of the picture that is written
 constexpr int ROW = 64, TILE = 32 * ROW, WEIGHT_BYTES = (2 * KERNEL - 1) * TILE;  // bytes of a column of weights, of 32
 constexpr int SLOTS = 3;   // of 32 columns, in one wgmma
-constexpr int FLIGHT = 3;  // rows that are on their way to a thread; divides KERNEL
 
 __device__ int reflected(int i, int size) {  // twice: far outside only for what nobody keeps
     i = i < 0 ? -i : i;
@@ -112,33 +114,40 @@ struct Rows {
 constexpr int SPAN = COLUMNS + KERNEL - 1, PAIRS = SPAN / 2;  // pixels, and words, that a row of windows needs
 constexpr int PLANE = 40, COPY = 4 * PLANE + 3;  // words: a quad's 4 pixels of each parity fall into 8 banks of their own
 constexpr int SHARED_BYTES_FROM = WEIGHT_BYTES + 1024;
-using Copies = unsigned[2][COPY];  // planes of three channels, and one of zeros
+constexpr int BATCH = 3;  // rows that are brought together, while those of the batch before are multiplied; divides KERNEL
+using Copies = unsigned[2][COPY];  // of a row: planes of three channels, and one of zeros
 
 // What a thread brings of each row: two neighbouring pixels of one channel.
 struct Brought {
-    const PICTURE *left, *right;
-    PICTURE held[FLIGHT][2];
+    const PICTURE* left;
+    int apart;  // from the left pixel to the right one
+    PICTURE held[BATCH][2];
     int channel, pair, y0, height, width;
 
     __device__ Brought(const PICTURE* picture, int y0, int x0, int height, int width)
         : channel(threadIdx.x % 128 / PAIRS), pair(threadIdx.x % 128 % PAIRS), y0(y0 - PAD), height(height), width(width) {
-        const PICTURE* plane = picture + static_cast<long long>(channel) * height * width;
-        left = plane + reflected(x0 - PAD + 2 * pair, width);
-        right = plane + reflected(x0 - PAD + 2 * pair + 1, width);
-        for (int i = 0; i < FLIGHT; i++) load(i, i);
+        const int column = reflected(x0 - PAD + 2 * pair, width);
+        left = picture + static_cast<long long>(channel) * height * width + column;
+        apart = reflected(x0 - PAD + 2 * pair + 1, width) - column;
     }
-    __device__ void load(int slot, int row) {
+    __device__ void load(int row) {
         if (channel >= 3) return;
-        const long long at = static_cast<long long>(reflected(y0 + row, height)) * width;
-        held[slot][0] = left[at], held[slot][1] = right[at];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const PICTURE* const at = left + static_cast<long long>(reflected(y0 + row + i, height)) * width;
+            held[i][0] = *at, held[i][1] = at[apart];
+        }
     }
-    __device__ void store(int slot, Copies& to) const {
+    __device__ void store(Copies (&to)[BATCH]) const {
         if (channel >= 3) return;
-        const unsigned word = Packed<TYPE>::word(number_of(held[slot][0]), number_of(held[slot][1]));
-        unsigned short* const odd = reinterpret_cast<unsigned short*>(to[1] + channel * PLANE + pair);
-        to[0][channel * PLANE + pair] = word;
-        odd[1] = static_cast<unsigned short>(word);
-        odd[2] = static_cast<unsigned short>(word >> 16);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const unsigned word = Packed<TYPE>::word(number_of(held[i][0]), number_of(held[i][1]));
+            unsigned short* const odd = reinterpret_cast<unsigned short*>(to[i][1] + channel * PLANE + pair);
+            to[i][0][channel * PLANE + pair] = word;
+            odd[1] = static_cast<unsigned short>(word);
+            odd[2] = static_cast<unsigned short>(word >> 16);
+        }
     }
 };
 
@@ -198,10 +207,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         TYPE* __restrict__ out, long long* sums, int height, int width) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long full;
-    __shared__ Copies copies[GROUPS][2];
+    __shared__ Copies copies[GROUPS][2][BATCH];
     __shared__ double2 totals[THREADS / 32][CHANNELS];
     const Worker at((width + COLUMNS - 1) / COLUMNS * height);
-    for (int i = threadIdx.x; i < sizeof(copies) / 4; i += THREADS) (&copies[0][0][0][0])[i] = 0;
+    for (int i = threadIdx.x; i < sizeof(copies) / 4; i += THREADS) (&copies[0][0][0][0][0])[i] = 0;
     totals[threadIdx.x / 32][threadIdx.x % 32] = {};
     Rows rows(fetch_weights(raw, &full, weights));
     double2* const total = &totals[threadIdx.x / 32][8 * at.quad];
@@ -228,12 +237,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         };
 
         Brought brought(x + static_cast<long long>(blockIdx.y) * 3 * height * width, y0, x0, height, width);
+        brought.load(0);
         at.wait();  // the strip before has been read
-        brought.store(0, copies[at.group][0]);
-        brought.load(0, FLIGHT);
+        brought.store(copies[at.group][0]);
+        brought.load(BATCH);
         at.wait();
         unsigned first[8];
-        read_windows(first, copies[at.group][0], at.pixel, at.quad);
+        read_windows(first, copies[at.group][0][0], at.pixel, at.quad);
         keep(a, first, kept);
         rows.clear(0);
         barrier_wait(shared_address(&full), 0);
@@ -241,16 +251,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (sums && round) prepare();
 #pragma unroll
             for (int phase = 0; phase < KERNEL; phase++) {
-                const int step = round + phase, slot = (phase + 1) % FLIGHT, complete = (phase + 1) % KERNEL;
+                const int step = round + phase, complete = (phase + 1) % KERNEL;
                 if (step >= steps) break;
                 rows.multiply(a, phase);
-                Copies& next = copies[at.group][step + 1 & 1];
-                brought.store(slot, next);
-                brought.load(slot, step + 1 + FLIGHT);
+                if (phase % BATCH == 0) {  // all have read the batch that lies there
+                    brought.store(copies[at.group][step / BATCH + 1 & 1]);
+                    brought.load(step + 2 * BATCH);
+                }
                 if (round) emit();  // of the step before
-                at.wait();
+                if ((phase + 1) % BATCH == 0) at.wait();
                 unsigned b[8];
-                read_windows(b, next, at.pixel, at.quad);
+                read_windows(b, copies[at.group][(step + 1) / BATCH & 1][(phase + 1) % BATCH], at.pixel, at.quad);
                 wgmma_wait<0>();
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
@@ -281,7 +292,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // are the channels of the ninth. P lies as [channel][dx][x + MARGIN], x = pixel - dx: what is added stands in one column.
 constexpr int MARGIN = 8, PITCH = COLUMNS + MARGIN, SUMS = 3 * KERNEL * PITCH;  // numbers; x is at least -8
 constexpr int QUADS = TILE_W / 4;  // of a row's outputs, in one channel
-constexpr int SHARED_BYTES_TO = WEIGHT_BYTES + GROUPS * 2 * SUMS * 4 + 1024;
+constexpr int RING = KERNEL, ROW_BYTES = COLUMNS * ROW;  // rows of x that are under way, a thread's share by itself
+constexpr int SHARED_BYTES_TO = WEIGHT_BYTES + GROUPS * (RING * ROW_BYTES + 2 * SUMS * 4) + 1024;
 
 struct alignas(4 * sizeof(PICTURE)) Four {
     PICTURE v[4];
@@ -312,7 +324,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Worker at((width + TILE_W - 1) / TILE_W * height);
     const unsigned address = fetch_weights(raw, &full, weights);
     Rows rows(address);
-    float* const sums = reinterpret_cast<float*>(raw + (address - shared_address(raw)) + WEIGHT_BYTES) + at.group * 2 * SUMS;
+    const unsigned ring = address + WEIGHT_BYTES + at.group * RING * ROW_BYTES + at.pixel * ROW + at.quad * 16;
+    float* const sums = reinterpret_cast<float*>(raw + (address - shared_address(raw)) + WEIGHT_BYTES + GROUPS * RING * ROW_BYTES) + at.group * 2 * SUMS;
     Affine norm;
     if (NORM)
         for (int k = 0; k < 4; k++)
@@ -334,13 +347,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const uint4* left = reinterpret_cast<const uint4*>(x) + blockIdx.y * plane * 4 + at.quad;
         const uint4* const right = left + reflected(x0 - PAD + at.pixel + 8, width) * 4;
         left += reflected(x0 - PAD + at.pixel, width) * 4;
-        uint4 held[FLIGHT][2];
         const auto load = [&](int slot, int row) {
             const long long from = static_cast<long long>(reflected(y0 - PAD + row, height)) * width * 4;
-            held[slot][0] = __ldg(left + from), held[slot][1] = __ldg(right + from);
+            if (row < steps) {
+                copy_async(ring + slot * ROW_BYTES, left + from);
+                copy_async(ring + slot * ROW_BYTES + 8 * ROW, right + from);
+            }
+            copies_commit();
         };
         const auto normalised = [&](unsigned(&a)[8], int slot) {
-            uint4 one = held[slot][0], other = held[slot][1];
+            copies_wait<RING - 1>();
+            uint4 one = load_shared(ring + slot * ROW_BYTES), other = load_shared(ring + slot * ROW_BYTES + 8 * ROW);
             if (NORM) one = norm(one), other = norm(other);
             a[0] = one.x, a[1] = one.y, a[2] = one.z, a[3] = one.w;
             a[4] = other.x, a[5] = other.y, a[6] = other.z, a[7] = other.w;
@@ -366,25 +383,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         };
 
         unsigned a[8];
-        for (int i = 0; i < FLIGHT; i++) load(i, i);
+        for (int i = 0; i < RING; i++) load(i, i);
         unsigned b[8];
         normalised(b, 0);
         finish(a, b);
-        load(0, FLIGHT);
+        load(0, RING);
         rows.clear(0);
         barrier_wait(shared_address(&full), 0);
         for (int round = 0; round < steps; round += KERNEL)
 #pragma unroll
             for (int phase = 0; phase < KERNEL; phase++) {
-                const int step = round + phase, slot = (phase + 1) % FLIGHT, complete = (phase + 1) % KERNEL;
+                const int step = round + phase, complete = (phase + 1) % KERNEL;
                 if (step >= steps) break;
                 rows.multiply(a, phase);
-                normalised(b, slot);
+                normalised(b, complete);
                 at.wait();
                 if (round) write(step - KERNEL);  // of the step before
                 wgmma_wait<0>();
                 finish(a, b);
-                load(slot, step + 1 + FLIGHT);
+                load(complete, step + 1 + RING);
                 float* const to = sums + (step & 1) * SUMS + spread;  // of row step - 8
 #pragma unroll
                 for (int j = 0; j < KERNEL - 1; j++)

@@ -19,7 +19,8 @@ GROUPS = 2  # warpgroups of a block
 LEAST_ROWS = 4  # of a warpgroup's share: each share begins with eight rows that are multiplied and not written
 WEIGHT_BYTES = (2 * KERNEL - 1) * 32 * 64
 FROM_BYTES = WEIGHT_BYTES + 1024  # as in the kernel
-TO_BYTES = WEIGHT_BYTES + GROUPS * 2 * 3 * KERNEL * (COLUMNS + 8) * 4 + 1024
+RING = KERNEL  # rows of 32 channels that are under way to a warpgroup
+TO_BYTES = WEIGHT_BYTES + GROUPS * (RING * COLUMNS * 2 * CHANNELS + 2 * 3 * KERNEL * (COLUMNS + 8) * 4) + 1024
 
 
 def _suits(layer: Layer, arch: str) -> bool:

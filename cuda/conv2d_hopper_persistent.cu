@@ -14,12 +14,14 @@
 //
 // why        In conv2d_hopper.cu a block loads, multiplies, and writes. With 18 steps of products between, two blocks a
 //            multiprocessor hide each other's loading; with six they do not. Here the weights stay, eight warps load the
-//            tiles to come, and two warpgroups multiply and write, each its own tiles.
+//            tiles to come, and two warpgroups multiply and write, each its own tiles: while the tensor cores work on a
+//            pass, the threads finish the one before. For that they take registers which the loading warps give back.
 // product    D[row][pixel] = W[row][k] X[pixel][k], as there: a tap of the convolution is a start address in the halo
 // LAYERS     a pass makes 64 rows of D, 128 bytes of each pixel of out
 //            64 -> 32, doubled    pass: phase in y; rows: phase in x, channel. 6 taps, a third of them zero
 //            32 -> 64, stride 2   one pass; rows: channel. Two columns make one row of 128 bytes: 3 x 2 taps
-// tried      That the two multiply in turns, and a third such warpgroup: neither was faster on an H200.
+// tried      That the two multiply in turns, a third such warpgroup, and a fourth tile under way: neither was faster on an
+//            H200.
 #include "common/hopper.cuh"
 #include "common/packed.cuh"
 #include "common/plane_sums.cuh"
@@ -40,8 +42,12 @@ constexpr int GROUPS = CHANNELS_IN / 8;  // 16-byte groups of a pixel
 constexpr int CONSUMERS = 2;  // warpgroups that multiply
 // A thread that loads keeps to one group of one column of the halo, and takes every AT_ONCE-th row.
 constexpr int AT_ONCE = 3;
-constexpr int UNITS = HALO_W * GROUPS, LOADERS = (UNITS * AT_ONCE + 31) / 32 * 32, LOADS = (HALO_H + AT_ONCE - 1) / AT_ONCE;
+constexpr int FLIGHT = 4;  // 16-byte groups that a thread normalises at once
+constexpr int UNITS = HALO_W * GROUPS, LOADERS = 256, LOADS = (HALO_H + AT_ONCE - 1) / AT_ONCE;
 constexpr int THREADS = CONSUMERS * 128 + LOADERS;
+static_assert(UNITS * AT_ONCE <= LOADERS);
+constexpr int LOADER_REGISTERS = 88, CONSUMER_REGISTERS = 168;  // of a thread; together what a multiprocessor has
+static_assert(LOADERS * LOADER_REGISTERS + CONSUMERS * 128 * CONSUMER_REGISTERS <= 65536);
 constexpr int SHARED_BYTES = STEPS * STEP + HALOS * HALO + CONSUMERS * STAGING + 1024;
 static_assert(SHARED_BYTES <= 224 * 1024, "what a block may have");
 
@@ -98,12 +104,19 @@ struct Loader {
     __device__ void normalise(unsigned halo, const float4 (&mine)[4]) const {
         if (NORM || LOAD_RELU)
 #pragma unroll
-            for (int j = 0; j < LOADS; j++)
-                if (works(j)) {
-                    uint4 v = load_shared(halo + place(j));
-                    v = {normalised(v.x, mine[0]), normalised(v.y, mine[1]), normalised(v.z, mine[2]), normalised(v.w, mine[3])};
-                    store_shared(halo + place(j), v);
+            for (int begin = 0; begin < LOADS; begin += FLIGHT) {  // one by one, each would wait for its own read
+                uint4 v[FLIGHT];
+#pragma unroll
+                for (int j = begin; j < min(begin + FLIGHT, LOADS); j++)
+                    if (works(j)) v[j - begin] = load_shared(halo + place(j));
+#pragma unroll
+                for (int j = begin; j < min(begin + FLIGHT, LOADS); j++) {
+                    const uint4 w = v[j - begin];
+                    if (works(j))
+                        store_shared(halo + place(j), {normalised(w.x, mine[0]), normalised(w.y, mine[1]),
+                                                       normalised(w.z, mine[2]), normalised(w.w, mine[3])});
                 }
+            }
         fence_async();  // the tensor cores read by another way than the stores went
     }
 
@@ -135,36 +148,64 @@ struct Loader {
 // ---------------------------------------------------------------------------------------------------------------------
 // The warpgroups that multiply and write
 
-// The sums of two rows of D (planes of out), `row` and row + 8, over the tile's pixels, of which four lanes have
-// a quarter each: what tile_sums takes. WHOLE: the tile is within the picture.
-template <bool WHOLE>
-__device__ void row_sums(const float (&d)[PIXELS / 2], int height, int width, float4 (&sums)[2]) {
-    const int x = threadIdx.x % 4 * 2;
-    float pivot[2], rest[2] = {}, m2[2] = {};
+// The sums of two rows of D (planes of out), `row()` and row() + 8, over the pixels of several passes, of which four lanes
+// have a quarter each: around one number of each row, of what is written: a constant plane has no variance.
+struct Moments {
+    static constexpr int ENOUGH = 8;  // passes whose float32 sums are closed
+    float pivot[2], rest[2], m2[2];
+    int image = -1, passes = 0, count;
+
+    template <bool WHOLE>  // whether the tile is within the picture
+    __device__ void add(const unsigned (&words)[PIXELS / 4], int tall, int wide) {
+        const int x = threadIdx.x % 4 * 2;
+        asm volatile("" : "+r"(tall), "+r"(wide));  // else sixty-four comparisons are made ahead, also where all is whole
 #pragma unroll
-    for (int r = 0; r < 2; r++)
-        pivot[r] = __shfl_sync(~0u, d[2 * r], threadIdx.x & 28);  // the first pixel, which is always inside
-    asm volatile("" : "+r"(height), "+r"(width));  // else sixty-four comparisons are made ahead, also where all is whole
-#pragma unroll
-    for (int y = 0; y < TILE_H; y++)
-#pragma unroll
-        for (int e = 0; e < 2; e++)
+        for (int y = 0; y < TILE_H; y++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const float distance = WHOLE || (y < height && x + e < width) ? d[4 * y + 2 * r + e] - pivot[r] : 0.0f;
-                rest[r] += distance;
-                m2[r] = fmaf(distance, distance, m2[r]);
-            }
+                const float2 pair = Packed<TYPE>::floats(words[2 * y + r]);
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        for (int lanes = 1; lanes < 4; lanes *= 2) {
-            rest[r] += __shfl_xor_sync(~0u, rest[r], lanes);
-            m2[r] += __shfl_xor_sync(~0u, m2[r], lanes);
-        }
-        sums[r] = {WHOLE ? PIXELS : float(min(height, TILE_H) * min(width, TILE_W)), pivot[r], rest[r], m2[r]};
+                for (int e = 0; e < 2; e++) {
+                    const float v = e ? pair.y : pair.x, distance = WHOLE || (y < tall && x + e < wide) ? v - pivot[r] : 0.0f;
+                    rest[r] += distance;
+                    m2[r] = fmaf(distance, distance, m2[r]);
+                }
+            }
+        count += WHOLE ? PIXELS : min(tall, TILE_H) * min(wide, TILE_W);
+        passes++;
     }
-}
 
+    __device__ void add(const unsigned (&words)[PIXELS / 4], int of_image, int tall, int wide, long long* sums) {
+        if (passes && (passes == ENOUGH || image != of_image)) close(sums);
+        if (passes == 0) {
+            image = of_image, count = 0;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {  // the first pixel is always inside
+                pivot[r] = __shfl_sync(~0u, Packed<TYPE>::floats(words[r]).x, threadIdx.x & 28);
+                rest[r] = m2[r] = 0.0f;
+            }
+        }
+        if (tall >= TILE_H && wide >= TILE_W) add<true>(words, tall, wide);
+        else add<false>(words, tall, wide);
+    }
+
+    __device__ void close(long long* sums) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            for (int lanes = 1; lanes < 4; lanes *= 2) {
+                rest[r] += __shfl_xor_sync(~0u, rest[r], lanes);
+                m2[r] += __shfl_xor_sync(~0u, m2[r], lanes);
+            }
+            if (threadIdx.x % 4 == 0)
+                add_to_plane(sums + static_cast<long long>(image) * PLANE_WORDS, CHANNELS_OUT, (row() + 8 * r) % CHANNELS_OUT,
+                             blockIdx.x * CONSUMERS + threadIdx.x / 128, tile_sums(count, pivot[r], rest[r], m2[r]));
+        }
+        passes = 0;
+    }
+    __device__ static int row() { return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4; }
+};
+
+// Starts the products of a pass: d is theirs until they are waited for.
 __device__ void multiply(float (&d)[PIXELS / 2], unsigned weights, unsigned halo) {
     // Addresses are counted in 16 bytes: what follows the first of each is a constant further on. From lane 0, so that
     // the compiler knows them to be the same in all, and adds once a warp.
@@ -180,90 +221,73 @@ __device__ void multiply(float (&d)[PIXELS / 2], unsigned weights, unsigned halo
             Wgmma<TYPE>::m64n128k16(d, a + (step * STEP / 16 + 2 * k), b + (pixel * ROW / 16 + 2 * k));
     }
     wgmma_commit();
-    wgmma_wait<0>();
 }
 
-// One pass of a tile, d -> out; d[4 * y + e], e = 0, 1: row `row`, pixel (y, lane % 4 * 2 + e); e = 2, 3: row + 8.
-// out: the tile's first 128 bytes; pitch: from one row of the tile to the next, in 16 bytes; tall, wide: what is inside.
-__device__ void write_pass(float (&d)[PIXELS / 2], uint4* out, long long pitch, unsigned staging, float4* rows_done,
-                           double2& total, bool statistics, int tall, int wide) {
-    const int self = threadIdx.x / 128, thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-    const int matrix = lane / 8;
-    warpgroup_barrier(1 + self);  // all have read what the staging held
+// What a pass has made, rounded, two numbers in a word: word[2 * y + r] is pixel (y, lane % 4 * 2 and the next) of the tile
+// in row Moments::row() + 8 * r.
+struct Pass {
     unsigned words[PIXELS / 4];
+    uint4* out = nullptr;   // where the tile's first 128 bytes go
+    int image, tall, wide;  // tall, wide: how much of the tile is within the picture
+
+    // pitch: from one row of the tile to the next, in 16 bytes.
+    __device__ void write(long long pitch, unsigned staging) const {
+        const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32, matrix = lane / 8;
+        warpgroup_barrier(1 + threadIdx.x / 128);  // all have read what the staging held
 #pragma unroll
-    for (int i = 0; i < PIXELS / 4; i++) words[i] = Packed<TYPE>::word(d[2 * i], d[2 * i + 1]);
-#pragma unroll
-    for (int y = 0; y < TILE_H; y += 2) {  // [pixel][64 numbers]
-        const int pixel = (y + matrix / 2) * TILE_W + lane % 8, g = warp * 2 + matrix % 2;
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         staging + pixel * ROW + ((g ^ (pixel & 7)) << 4)),
-                     "r"(words[2 * y]), "r"(words[2 * y + 1]), "r"(words[2 * y + 2]), "r"(words[2 * y + 3])
-                     : "memory");
-    }
-    if (statistics) {  // of what is written, the rounded numbers: a constant plane has no variance
-#pragma unroll
-        for (int i = 0; i < PIXELS / 4; i++) {
-            const float2 pair = Packed<TYPE>::floats(words[i]);
-            d[2 * i] = pair.x, d[2 * i + 1] = pair.y;
+        for (int y = 0; y < TILE_H; y += 2) {  // [pixel][64 numbers]
+            const int pixel = (y + matrix / 2) * TILE_W + lane % 8, g = warp * 2 + matrix % 2;
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                             staging + pixel * ROW + ((g ^ (pixel & 7)) << 4)),
+                         "r"(words[2 * y]), "r"(words[2 * y + 1]), "r"(words[2 * y + 2]), "r"(words[2 * y + 3])
+                         : "memory");
         }
-        float4 sums[2];
-        if (tall >= TILE_H && wide >= TILE_W)
-            row_sums<true>(d, tall, wide, sums);
-        else
-            row_sums<false>(d, tall, wide, sums);
-        const int row = warp * 16 + lane / 4;
-        if (lane % 4 == 0) rows_done[row] = sums[0], rows_done[row + 8] = sums[1];
-    }
-    warpgroup_barrier(1 + self);
-    if (statistics && thread < 64) {
-        const double2 one = tile_sums(rows_done[thread].x, rows_done[thread].y, rows_done[thread].z, rows_done[thread].w);
-        total = {total.x + one.x, total.y + one.y};
-    }
-    // 16 bytes a thread, always of the same column: two rows of the tile at once
-    const int g = thread % 8, column = thread / 8 % TILE_W, y = thread / 64;
-    const unsigned from = staging + (thread / 8) * ROW + ((g ^ column) << 4);
-    out += y * pitch + column * 8 + g;
-    uint4 v[TILE_H / 2];
+        warpgroup_barrier(1 + threadIdx.x / 128);
+        // 16 bytes a thread, always of the same column: two rows of the tile at once
+        const int g = thread % 8, column = thread / 8 % TILE_W, y = thread / 64;
+        const unsigned from = staging + (thread / 8) * ROW + ((g ^ column) << 4);
+        uint4* const to = out + y * pitch + column * 8 + g;
+        uint4 v[TILE_H / 2];
 #pragma unroll
-    for (int j = 0; j < TILE_H / 2; j++)
-        v[j] = load_shared(from + 2 * j * TILE_W * ROW);
+        for (int j = 0; j < TILE_H / 2; j++) v[j] = load_shared(from + 2 * j * TILE_W * ROW);
 #pragma unroll
-    for (int j = 0; j < TILE_H / 2; j++)
-        if (y + 2 * j < tall && column < wide) out[2 * j * pitch] = v[j];
-}
+        for (int j = 0; j < TILE_H / 2; j++)
+            if (y + 2 * j < tall && column < wide) to[2 * j * pitch] = v[j];
+    }
+};
 
 __device__ void make_tiles(uint4* out, long long* sums, int tiles, int rows, int columns, unsigned weights, unsigned halos,
-                           unsigned staging, float4* rows_done, unsigned full, unsigned empty) {
-    const int self = threadIdx.x / 128, row = threadIdx.x % 128;
+                           unsigned staging, unsigned full, unsigned empty) {
+    const int self = threadIdx.x / 128;
     const long long line = columns * 8ll;  // of out, in 16 bytes
-    double2 total = {};  // of a row of D, over the tiles of an image
-    int image = -1;
-    const auto add_total = [&] {
-        if (sums && image >= 0 && row < 64)
-            add_to_plane(sums + static_cast<long long>(image) * PLANE_WORDS, CHANNELS_OUT, row % CHANNELS_OUT,
-                         blockIdx.x * CONSUMERS + self, total);
-        total = {};
+    Pass made;
+    Moments moments;
+    const auto finish = [&] {
+        if (sums) moments.add(made.words, made.image, made.tall, made.wide, sums);
+        made.write(UPSAMPLE ? 2 * line : line, staging);
     };
     for (int i = self;; i += CONSUMERS) {
         const Tile tile(i, rows, columns);
         if (tile.number >= tiles) break;
-        if (image != tile.image) add_total();
-        image = tile.image;
         const int buffer = i % HALOS;
-        const long long top = static_cast<long long>(image) * rows + tile.y0;
+        const long long top = static_cast<long long>(tile.image) * rows + tile.y0;
         barrier_wait(full + 8 * buffer, i / HALOS % 2);
 #pragma unroll 1
         for (int pass = 0; pass < PASSES; pass++) {
             float d[PIXELS / 2];
             multiply(d, weights + pass * 64 * ROW, halos + buffer * HALO + pass * PITCH * ROW);
+            if (made.out) finish();  // the pass before, while the tensor cores work on this one
+            wgmma_wait<0>();
             if (pass == PASSES - 1 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * buffer);
-            uint4* const target = out + (UPSAMPLE ? 2 * top + pass : top) * line + tile.x0 * 8;
-            write_pass(d, target, UPSAMPLE ? 2 * line : line, staging + self * STAGING, rows_done + self * 64, total,
-                       sums != nullptr, rows - tile.y0, columns - tile.x0);
+#pragma unroll
+            for (int k = 0; k < PIXELS / 4; k++) made.words[k] = Packed<TYPE>::word(d[2 * k], d[2 * k + 1]);
+            made.out = out + (UPSAMPLE ? 2 * top + pass : top) * line + tile.x0 * 8;
+            made.image = tile.image, made.tall = rows - tile.y0, made.wide = columns - tile.x0;
         }
     }
-    add_total();
+    if (!made.out) return;
+    finish();
+    if (sums) moments.close(sums);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -271,7 +295,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         int width, int rows, int columns) {
     extern __shared__ unsigned char raw[];
     __shared__ alignas(8) unsigned long long barriers[2 * HALOS + 1];  // full, empty, and the weights'
-    __shared__ float4 rows_done[CONSUMERS * 64];
     const unsigned resident = (shared_address(raw) + 1023) & ~1023u, halos = resident + STEPS * STEP;
     const unsigned full = shared_address(barriers), empty = full + 8 * HALOS, loaded = empty + 8 * HALOS;
     launch_dependents();
@@ -292,10 +315,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const int thread = threadIdx.x - CONSUMERS * 128, unit = thread % UNITS;
         const Loader loader = {reinterpret_cast<const uint4*>(x), reinterpret_cast<const float4*>(affine), height, width,
                                rows, columns, tiles, thread / UNITS, unit % GROUPS, unit / GROUPS};
+        registers_to<LOADER_REGISTERS, false>();
         loader.run(halos, full, empty);
     } else {
+        registers_to<CONSUMER_REGISTERS, true>();
         barrier_wait(loaded, 0);
-        make_tiles(reinterpret_cast<uint4*>(out), sums, tiles, rows, columns, resident, halos, halos + HALOS * HALO,
-                   rows_done, full, empty);
+        make_tiles(reinterpret_cast<uint4*>(out), sums, tiles, rows, columns, resident, halos,
+                   halos + HALOS * HALO + threadIdx.x / 128 * STAGING, full, empty);
     }
 }

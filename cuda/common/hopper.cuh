@@ -12,6 +12,7 @@
 //   Wgmma<T>::m64n96k16(d, a0..a3, b)       d[64 x 96] += A B, A from registers: those of mma.m16n8k16, 16 rows a warp
 //   wgmma_fence / commit / wait<N>          before the first product; a group of products; all but the last N groups
 //   warpgroup_barrier(id)                   the 128 threads that name this number wait for each other; 0 is __syncthreads
+//   registers_to<COUNT, MORE>()             a warpgroup's threads take registers that others of the block gave back
 //   tile_address<ROW>(address, stride)      descriptor of a tile whose rows are ROW (128 or 64) bytes, swizzled; stride:
 //                                           bytes from one group of eight rows to the next
 //
@@ -87,6 +88,12 @@ __device__ inline void store_shared(unsigned to, uint4 v) {
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ inline void warpgroup_barrier(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+
+template <int COUNT, bool MORE>
+__device__ inline void registers_to() {
+    if (MORE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+    else asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
 
 template <int ROW>
 __device__ unsigned long long tile_address(unsigned address, unsigned stride) {

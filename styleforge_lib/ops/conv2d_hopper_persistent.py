@@ -27,7 +27,7 @@ class Block:
     shared_bytes: int
 
 
-LAYERS = {(64, 32, 1, True): Block(512, 202752), (32, 64, 2, False): Block(480, 199680)}
+LAYERS = {(64, 32, 1, True): Block(512, 202752), (32, 64, 2, False): Block(512, 199680)}
 
 
 class PersistentConvolution:

@@ -37,6 +37,15 @@ def test_against_float64(name, numbers):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_more_passes_than_are_summed_in_float32(name, monkeypatch):
+    monkeypatch.setattr(conv2d_hopper_persistent, "multiprocessors", lambda device: 1)
+    layer = LAYERS[name]
+    sizes = ((1, 70, 31),) if layer.upsample else ((1, 159, 63),)  # 20 tiles for two warpgroups
+    operator = test_convolution.operator_of(layer, sizes, "sm_90a")
+    assert check(operator, operator.launch, dtype=layer.dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_before_the_wait_an_overlapping_launch_fetches_weights_alone(name):
     macros = convolution.prepare(LAYERS[name], torch.zeros(*_weight_shape(name)), arch="sm_90a").macros
     kernel = compiled("conv2d_hopper_persistent", torch.device("cpu"), "sm_90a", **macros, OVERLAP=1).only

@@ -9,8 +9,9 @@
 // sums       of the planes of out, for close_planes.cu, as common/plane_sums.cuh says; null where no norm follows
 // rows_out, columns_out    of out, and with UPSAMPLE half of them
 // compiled   for one of the layers of common/hopper_tile.cuh, which holds the steps, and says how the weights lie
-// launch     grid (tiles * PHASES, images), block 256, SHARED_BYTES of dynamic shared memory. With OVERLAP it may begin
-//            before the kernel before has ended, as common/programmatic_launch.cuh says: barriers and weights come first
+// launch     grid (tiles, images), or (tiles * PHASES, images) where each phase in y is to have blocks of its own; block
+//            256, SHARED_BYTES of dynamic shared memory. With OVERLAP it may begin before the kernel before has ended, as
+//            common/programmatic_launch.cuh says: barriers and weights come first
 #include "common/hopper_tile.cuh"
 
 #ifndef DEPENDENTS_EARLY
@@ -19,7 +20,7 @@
 
 struct Load {
     static constexpr bool norm = NORM, relu = LOAD_RELU, residual = RESIDUAL, keeps = KEEPS, fresh = false;
-    static constexpr int flight = RESIDUAL && KEEPS ? (LOADS + 1) / 2 : LOADS;  // the sums, 64 registers, come later
+    static constexpr int flight = LOADS;  // the sums, 64 registers, come later
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -30,12 +31,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     __shared__ alignas(8) unsigned long long full[STAGES];
     const unsigned halo = (shared_address(raw) + 1023) & ~1023u;
     const Ring ring = {halo + TILE_BYTES, shared_address(full)};
-    const int phase = blockIdx.x % PHASES, across = (columns_out + TILE_W - 1) / TILE_W;
-    const Tile tile = {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x / PHASES / across) * TILE_H,
-                       static_cast<int>(blockIdx.x / PHASES % across) * TILE_W, phase, static_cast<int>(threadIdx.x)};
-    weights += phase * STEPS * STEP;
+    const int across = (columns_out + TILE_W - 1) / TILE_W, tiles = (rows_out + TILE_H - 1) / TILE_H * across;
+    const int apart = PHASES == 1 || gridDim.x == tiles ? 1 : PHASES;  // blocks that share the phases of a tile
+    const int number = blockIdx.x / apart, first = blockIdx.x % apart, steps = PHASES / apart * STEPS;
+    const Tile tile = {static_cast<int>(blockIdx.y), number / across * TILE_H, number % across * TILE_W,
+                       static_cast<int>(threadIdx.x)};
+    weights += first * STEPS * STEP;
+    int until = min(steps, STEPS + 1);  // steps that may be fetched
     const auto fetch = [&](int step) {
-        if (step < STEPS) ring.fetch(step, weights + step * STEP);
+        if (step < until) ring.fetch(step, weights + step * STEP);
     };
     if (DEPENDENTS_EARLY) launch_dependents();
     if (threadIdx.x == 0) ring.init();
@@ -52,15 +56,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                      reinterpret_cast<uint4*>(kept), height, width}, mine, halo, tile);
     __syncthreads();
 
-    float d[64] = {};
-    multiply(d, ring, 0, halo, phase, fetch);
-    if (!DEPENDENTS_EARLY) launch_dependents();
-    // Halo and weights are done with: the tile takes the halo's place, and its sums the last of the weights'.
-    float4* rows_done = reinterpret_cast<float4*>(raw + (ring.memory - shared_address(raw)) + STAGES * STEP) - 128;
-    const Words words = rounded(d);
-    if (sums) tile_statistics(words, rows_done, tile, rows_out, columns_out);
-    stage(words, halo);
-    __syncthreads();
-    if (sums) add_statistics(rows_done, sums + (long long)blockIdx.y * PLANE_WORDS, blockIdx.x);
-    write_staged(halo, out, tile, rows_out, columns_out);
+    // Where the tile is staged, and its sums: in place of halo and last weights; with another phase to come, which needs
+    // the halo again, in place of all weights but the first of its.
+    const unsigned staged = PHASES == 1 ? halo : ring.memory + 2 * STEP;
+    const unsigned sums_at = PHASES == 1 ? ring.memory + STAGES * STEP - 128 * 16 : staged - 128 * 16;
+    float4* const rows_done = reinterpret_cast<float4*>(raw + (sums_at - shared_address(raw)));
+#pragma unroll 1
+    for (int begin = 0; begin < steps; begin += STEPS) {
+        const int phase = PHASES == 1 ? 0 : first + begin / STEPS;
+        const bool last = begin + STEPS == steps;
+        float d[64] = {};
+        multiply(d, ring, begin, halo, phase, fetch);
+        if (!DEPENDENTS_EARLY && last) launch_dependents();
+        const Words words = rounded(d);
+        if (sums) tile_statistics(words, rows_done, tile, rows_out, columns_out);
+        stage(words, staged);
+        __syncthreads();
+        if (sums) add_statistics(rows_done, sums + (long long)blockIdx.y * PLANE_WORDS, blockIdx.x);
+        write_staged(staged, out, tile, rows_out, columns_out, phase);
+        if (last) break;
+        until = steps;
+        fence_async();  // the copies write by another way than the tile was read
+        __syncthreads();
+        if (threadIdx.x == 0)
+            for (int step = begin + STEPS + 1; step < begin + STEPS + STAGES - 1; step++) fetch(step);
+    }
 }

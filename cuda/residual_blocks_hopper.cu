@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const int last = (long long)images * tiles * (blockIdx.x + 1) / gridDim.x;
     const auto tile_of = [&](int t) {
         t = opaque(t);
-        return Tile{t / tiles, t % tiles / across * TILE_H, t % tiles % across * TILE_W, 0, opaque(threadIdx.x)};
+        return Tile{t / tiles, t % tiles / across * TILE_H, t % tiles % across * TILE_W, opaque(threadIdx.x)};
     };
     const auto group_at = [&](int image, int row, int column) {  // the first group of a pixel
         return ((static_cast<long long>(image) * height + row) * width + column) * GROUPS;

@@ -1,6 +1,6 @@
 // A tile of a 3x3 convolution of 16-bit numbers on Hopper's tensor cores, step by step: what the kernels are made of.
 //
-//   Tile                     which tile of which image: its first pixel, and a phase of the doubling
+//   Tile                     which tile of which image: its first pixel
 //   load_halo<Load>()        its pixels and their neighbours to shared memory: reflected, normalised, once for all taps
 //   Ring                     the weights' way to shared memory: a ring of STAGES steps
 //   multiply()               the products of all taps
@@ -16,7 +16,7 @@
 // weights    [phase][step][row][group 8][8 numbers], the order in which they are used; group g of a row at g ^ (row & 7)
 // LAYERS     what the 2 x 64 rows of D are, and which k they share
 //            128 -> 128           rows: output channels. 2 chunks of 64 input channels x 9 taps
-//            128 -> 64, doubled   rows: phase in x (0, 1), channel. The block has one phase in y. 2 chunks x 4 taps
+//            128 -> 64, doubled   rows: phase in x (0, 1), channel; a product for each phase in y. 2 chunks x 4 taps
 //            64 -> 128, stride 2  rows: output channels. Even and odd columns of the halo lie apart, so that a tap's
 //                                 pixels lie together. 9 taps
 // doubling   Nearest neighbour, reflection and 3x3 are 2x2 on the small picture with edges repeated; the four phases
@@ -32,7 +32,7 @@
 #endif
 constexpr int THREADS = 256, TILE_H = 16, TILE_W = 8, ROW = 128;  // ROW: bytes of a pixel, or of half of one
 constexpr bool APART = STRIDE == 2;                               // even and odd columns apart
-constexpr int PHASES = UPSAMPLE ? 2 : 1;                          // phases in y that are blocks of their own
+constexpr int PHASES = UPSAMPLE ? 2 : 1;                          // phases in y, one after the other or in other blocks
 constexpr int CHUNKS = CHANNELS_IN == 128 ? 2 : 1;
 constexpr int TAPS_Y = UPSAMPLE ? 2 : 3, TAPS_X = TAPS_Y, STEPS = CHUNKS * TAPS_Y * TAPS_X;
 constexpr int HALO_H = (TILE_H - 1) * STRIDE + 3, HALO_W = (TILE_W - 1) * STRIDE + 3;
@@ -63,7 +63,6 @@ __device__ int inside(int i, int size) {  // reflected, or repeated; beyond a re
 }
 struct Tile {
     int image, y0, x0;  // rows and columns of the output, before doubling
-    int phase;          // in y, where phases are blocks of their own
     int thread;         // threadIdx.x
 };
 
@@ -104,6 +103,10 @@ __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned h
     // Where all pixels lie in their order, those of a thread are a multiple of eight apart, and swizzled alike.
     static_assert(APART || (PITCH == HALO_W && LINES % 8 == 0));
     const unsigned chunk = halo + group / 8 * CHUNK, own = chunk + line * ROW + ((group % 8 ^ (line & 7)) << 4);
+    const auto to = [&](int j) {  // where the thread's pixel j lies
+        const int p = line + j * LINES, row = place(p / HALO_W, p % HALO_W);
+        return APART ? chunk + row * ROW + ((group % 8 ^ (row & 7)) << 4) : own + j * (LINES * ROW);
+    };
     for (int first = 0; first < LOADS; first += Load::flight) {
         uint4 value[Load::flight], other[Load::flight];
         unsigned from[Load::flight];  // within the image: 2^32 groups are 64 GiB
@@ -113,20 +116,23 @@ __device__ void load_halo(const Input& in, const float4 (&affine)[4], unsigned h
             from[j] = (inside(tile.y0 * STRIDE - 1 + y, in.height) * static_cast<unsigned>(in.width) +
                        inside(tile.x0 * STRIDE - 1 + x, in.width)) * GROUPS;
             const uint4* const pixel = in.x + image + from[j];
-            if (p < HALO_H * HALO_W) value[j] = Load::fresh ? __ldcg(pixel) : load_earlier(pixel);
-            if (Load::residual && p < HALO_H * HALO_W) other[j] = load_earlier(in.residual + image + from[j]);
+            if (p >= HALO_H * HALO_W) continue;
+            if (Load::residual) {  // x goes straight to where it is to lie: the registers are for what is added
+                copy_async(to(first + j), pixel);
+                other[j] = load_earlier(in.residual + image + from[j]);
+            } else
+                value[j] = Load::fresh ? __ldcg(pixel) : load_earlier(pixel);
         }
+        if (Load::residual) copies_commit(), copies_wait<0>();
 #pragma unroll
         for (int j = 0; j < Load::flight; j++) {
             const int p = line + (first + j) * LINES, y = p / HALO_W, x = p % HALO_W;
             if (p >= HALO_H * HALO_W) continue;
-            const uint4 v = loaded<Load>(value[j], affine, Load::residual ? other[j] : uint4{});
-            const int row = place(y, x);
-            const unsigned to = APART ? chunk + row * ROW + ((group % 8 ^ (row & 7)) << 4) : own + (first + j) * (LINES * ROW);
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                         : "memory");
+            const uint4 was = Load::residual ? load_shared(to(first + j)) : value[j];
+            const uint4 v = loaded<Load>(was, affine, Load::residual ? other[j] : uint4{});
+            store_shared(to(first + j), v);
             if (Load::keeps && y >= 1 && y <= TILE_H && x >= 1 && x <= TILE_W && tile.y0 + y <= in.height &&
-                tile.x0 + x <= in.width && tile.phase == 0)
+                tile.x0 + x <= in.width)
                 in.kept[image + from[j]] = v;
         }
     }
@@ -278,7 +284,7 @@ __device__ uint4 staged_group(unsigned staged, int half, int pixel, int g) {
 }
 
 // The staged tile to out, 16 bytes a thread.
-__device__ void write_staged(unsigned staged, TYPE* out, const Tile& tile, int rows, int columns) {
+__device__ void write_staged(unsigned staged, TYPE* out, const Tile& tile, int rows, int columns, int phase = 0) {
     constexpr int OUT_GROUPS = 16;  // of a pixel, or doubled of two neighbouring ones: both halves
     uint4* target = reinterpret_cast<uint4*>(out) +
                     static_cast<long long>(tile.image) * rows * columns * OUT_GROUPS * (UPSAMPLE ? 2 : 1);
@@ -288,7 +294,7 @@ __device__ void write_staged(unsigned staged, TYPE* out, const Tile& tile, int r
         const int pixel = id / 16;
         const int y = tile.y0 + pixel / TILE_W, at = tile.x0 + pixel % TILE_W;
         const uint4 v = staged_group(staged, part, pixel, g);
-        const int line_out = UPSAMPLE ? 2 * y + tile.phase : y;
+        const int line_out = UPSAMPLE ? 2 * y + phase : y;
         if (y < rows && at < columns)
             target[(static_cast<long long>(line_out) * columns + at) * OUT_GROUPS + part * 8 + g] = v;
     }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from styleforge_lib.ops.instance_norm import multiprocessors
 from styleforge_lib.runtime import compile_cuda
 
 LAYERS = ((128, 128, 1, False), (128, 64, 1, True), (64, 128, 2, False))
@@ -132,9 +133,11 @@ def launch(
     upsample = layer[3]
     rows, columns = (height, width) if upsample else (out.shape[1], out.shape[2])
     tiles = -(-rows // TILE[0]) * -(-columns // TILE[1])
+    # Phases in blocks of their own load the same pixels twice: where there are blocks enough, one makes both.
+    apart = 2 if upsample and tiles * images <= multiprocessors(x.device) else 1
     inputs = (x, affine, residual, kept, weights.view(torch.uint8), out)
     _kernel(layer, load, x.dtype, arch, overlap, DEPENDENTS_EARLY, kept is not None)(
-        (tiles * (2 if upsample else 1), images),
+        (tiles * apart, images),
         (256,),
         (*inputs, sums, height, width, rows, columns),
         shared_bytes=shared_bytes(layer),

@@ -88,6 +88,20 @@ def test_small_and_several(layer, size):
     assert (out.double() - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
+def test_phases_together_and_apart_are_the_same(monkeypatch):
+    """One block makes both phases of a tile, and keeps the pixels that it has loaded; or each has a block of its own."""
+    made = []
+    for processors in (0, 1000):
+        monkeypatch.setattr(conv2d_hopper, "multiprocessors", lambda device, processors=processors: processors)
+        made.append(run(LAYERS[1], ADD, 2, 19, 11, keeps=False))
+        out, expected, affine_out, affine = made[-1]
+        assert (out.double() - expected).norm() <= 5e-4 * expected.norm()
+        assert torch.allclose(affine_out.double(), affine, rtol=1e-5, atol=1e-5)
+    together, apart = made
+    assert torch.equal(together[0], apart[0])
+    assert torch.equal(together[2], apart[2])
+
+
 @pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
 def test_what_is_not_kept_changes_nothing(layer):
     kept, plain = (run(layer, ADD, 1, 3, 9, keeps=keeps) for keeps in (True, False))

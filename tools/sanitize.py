@@ -36,7 +36,7 @@ from styleforge_lib.runtime import gpu
 CLEAN = ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 LAYERS = tuple(check_convolutions.NETWORK)
-OLDEST = ("--arch", "sm_75")  # whose tensor cores take float16 alone, and no asynchronous copies
+OLDEST = ("--arch", "sm_75", "--numbers", "float16")  # its tensor cores take no others; no asynchronous copies
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def watched(tools: Iterable[str], numbers: Iterable[str]) -> list[Watched]:
             given = ("--sanitize", "--numbers", kind)
             if kind in ("float16", "bfloat16"):
                 found.append(Watched(tool, ("tune_residual_blocks.py", *given)))
-            for arch in ((), OLDEST) if kind == "float16" else ((),):
-                found += [Watched(tool, ("check_convolutions.py", *given, *arch, "--layer", layer)) for layer in LAYERS]
+            found += [Watched(tool, ("check_convolutions.py", *given, "--layer", layer)) for layer in LAYERS]
+        found.append(Watched(tool, ("check_convolutions.py", "--sanitize", *OLDEST)))
     return found
 
 

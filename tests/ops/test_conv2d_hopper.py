@@ -89,7 +89,7 @@ def test_small_and_several(layer, size):
 
 
 def test_phases_together_and_apart_are_the_same(monkeypatch):
-    """One block makes both phases of a tile, and keeps the pixels that it has loaded; or each has a block of its own."""
+    """One block makes both phases of a tile from the pixels that it has loaded, or each has a block of its own."""
     made = []
     for processors in (0, 1000):
         monkeypatch.setattr(conv2d_hopper, "multiprocessors", lambda device, processors=processors: processors)

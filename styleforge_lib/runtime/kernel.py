@@ -274,7 +274,9 @@ class Kernel:
         if int(re.search(r"\d+", self.module.arch)[0]) < FIRST_TO_OVERLAP:
             return False
         text = self.module.ptx
-        body = re.search(rf"\.entry\s+{re.escape(self.entry)}\s*\(.*?^}}", text, re.DOTALL | re.MULTILINE)[0]
+        next_function = r"^\s*(?:\.\w+\s+)*\.(?:entry|func)\b"  # a line that is "}" may also end a scope of assembly
+        pattern = rf"\.entry\s+{re.escape(self.entry)}\s*\(.*?(?={next_function}|\Z)"
+        body = re.search(pattern, text, re.DOTALL | re.MULTILINE)[0]
         if "griddepcontrol.wait" not in (text if re.search(r"\bcall\b", body) else body):
             raise ValueError(
                 f"kernel '{self.name}': overlap=True, and it never executes griddepcontrol.wait, so that it would read "

@@ -538,6 +538,11 @@ __device__ __noinline__ void called() { wait_for_earlier_kernels(); }
 extern "C" __global__ void caller(float* x) {
     called();
     x[threadIdx.x] += 1.0f;
+}
+extern "C" __global__ void scoped(float* x) {
+    asm volatile("{\\n .reg .pred p;\\n setp.ne.u32 p, 0, 1;\\n}");
+    wait_for_earlier_kernels();
+    x[threadIdx.x] += 1.0f;
 }"""
 
 
@@ -547,7 +552,7 @@ def overlapping(monkeypatch, arch, **defines):
     return compile_cuda(OVERLAPPING, arch=arch, defines={"OVERLAP": 1, **defines}, options=options)
 
 
-@pytest.mark.parametrize("name", ["patient", "caller"])
+@pytest.mark.parametrize("name", ["patient", "caller", "scoped"])
 def test_an_overlapping_launch_on_the_emulator(monkeypatch, name):
     x = torch.zeros(32)
     kernel = overlapping(monkeypatch, "sm_90").kernel(name)

@@ -43,7 +43,8 @@ constexpr int CONSUMERS = 2;  // warpgroups that multiply
 // A thread that loads keeps to one group of one column of the halo, and takes every AT_ONCE-th row.
 constexpr int AT_ONCE = 3;
 constexpr int FLIGHT = 4;  // 16-byte groups that a thread normalises at once
-constexpr int UNITS = HALO_W * GROUPS, LOADERS = 256, LOADS = (HALO_H + AT_ONCE - 1) / AT_ONCE;
+constexpr int UNITS = HALO_W * GROUPS, LOADERS = 256;  // whole warpgroups, which alone can give back registers
+constexpr int LOADS = (HALO_H + AT_ONCE - 1) / AT_ONCE;
 constexpr int THREADS = CONSUMERS * 128 + LOADERS;
 static_assert(UNITS * AT_ONCE <= LOADERS);
 constexpr int LOADER_REGISTERS = 88, CONSUMER_REGISTERS = 168;  // of a thread; together what a multiprocessor has

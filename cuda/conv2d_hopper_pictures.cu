@@ -15,11 +15,11 @@
 //            32. From a picture they are k: a pixel's 32 numbers are the window that begins at it. To a picture they are
 //            columns of D: P[pixel][dx, channel], and out[x] is the sum of P[x + dx][dx], in the epilogue.
 // rolling    A warpgroup walks down a strip of 64 columns. Each input row is loaded once, comes by way of shared memory to
-//            the registers of which wgmma takes A, and is multiplied with all nine rows of the kernel: D[64 pixels][9 x 32], nine output
-//            rows under way at a time, 144 registers. One of them is complete after each step, and its registers, a
-//            slot, begin the next. So slot s meets the kernel's row (step - s) modulo 9, another one each time: the
-//            weights lie in a circle, and a step is another start in it. The loop is unrolled nine times, because
-//            registers have no index.
+//            the registers of which wgmma takes A, and is multiplied with all nine rows of the kernel: D[64 pixels][9 x
+//            32], nine output rows under way at a time, 144 registers. One of them is complete after each step, and its
+//            registers, a slot, begin the next. So slot s meets the kernel's row (step - s) modulo 9, another one each
+//            time: the weights lie in a circle, and a step is another start in it. The loop is unrolled nine times,
+//            because registers have no index.
 // overlap    While the tensor cores work on a row, the threads bring the next ones and finish the one before. Two
 //            warpgroups, which share nothing but the weights, fill each other's gaps.
 // brought    Rows that wait in registers, three of them, were not early enough: the compiler's wait for one load is a wait

@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional
 
 from styleforge_lib.lab.bench import graphed, time_cold, time_warm
+from styleforge_lib.ops import conv2d_hopper, conv2d_hopper_persistent, conv2d_hopper_pictures
 from styleforge_lib.ops.convolution import KERNELS, architecture, prepare
 from styleforge_lib.ops.layer import STORAGE, Layer, Norm, plane_sums, to_numbers
 from styleforge_lib.runtime import gpu
@@ -220,6 +221,9 @@ def main(argv: list[str] | None = None) -> int:
     elif not gpu.available():
         print("no NVIDIA GPU here: add --dry-run to try the emulator", file=sys.stderr)
         return 2
+    if options.sanitize:  # as on a card of one multiprocessor: a block has several tiles, and both phases of each
+        for launcher in (conv2d_hopper, conv2d_hopper_persistent, conv2d_hopper_pictures):
+            launcher.multiprocessors = lambda _: 1
     device, timed = ("cpu", False) if options.dry_run else ("cuda", not options.sanitize)
     arch = options.arch or architecture(torch.empty(0, device=device).device)
     height, width = (int(n) for n in options.size.split("x")) if timed else SMALL

@@ -5,14 +5,14 @@
     python tools/sanitize.py --dry-run                # print the commands, and run what they look at in the emulator
 
 What is watched is tools/check_convolutions.py --sanitize, which launches each kernel of a layer twice on a small ragged
-picture, a process for each layer and each kind of numbers, so that what stops one hides no other, and once more what
-a card of Turing runs; tools/check_network.py, the whole network, launch by launch and as a graph of launches that
-overlap, and the drop-in modules; tools/tune_residual_blocks.py --sanitize (16-bit numbers on Hopper);
-tools/check_instance_norm.py --sanitize, forward and backward; and tools/check_operators.py for the elementwise
-operators. References are computed on the CPU. racecheck looks at shared memory alone: that kernels which overlap do not
-disturb each other in global memory, equal bits say, and no tool. As many processes run at once as the machine has
-processors. A line for each run, with all that it said where it is not clean. Exits with 1 where one is not, with 2
-where compute-sanitizer or a GPU is missing.
+picture, by few blocks, so that each goes through several tiles, a process for each layer and each kind of numbers, so
+that what stops one hides no other, and once more what a card of Turing runs; tools/check_network.py, the whole network,
+launch by launch and as a graph of launches that overlap, and the drop-in modules; tools/tune_residual_blocks.py
+--sanitize (16-bit numbers on Hopper); tools/check_instance_norm.py --sanitize, forward and backward; and
+tools/check_operators.py for the elementwise operators. References are computed on the CPU. racecheck looks at shared
+memory alone: that kernels which overlap do not disturb each other in global memory, equal bits say, and no tool. As
+many processes run at once as the machine has processors. A line for each run, with all that it said where it is not
+clean. Exits with 1 where one is not, with 2 where compute-sanitizer or a GPU is missing.
 """
 
 import argparse

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from styleforge_lib.lab.bench import graphed, time_cold, time_graph
+from styleforge_lib.ops import residual_blocks_hopper
 from styleforge_lib.ops.convolution import architecture, prepare
 from styleforge_lib.ops.fused_convolution import apply_affine
 from styleforge_lib.ops.layer import STORAGE, Layer, Norm, plane_sums
@@ -182,6 +183,8 @@ def main(argv: list[str] | None = None) -> int:
         print("this needs a Hopper card: add --dry-run to try the emulator", file=sys.stderr)
         return 2
     timed = not (options.dry_run or options.sanitize)
+    if options.sanitize:  # as on a card of one multiprocessor: a block has several tiles
+        residual_blocks_hopper.multiprocessors = lambda _: 1
     sizes = tuple(tuple(int(n) for n in size.split("x")) for size in options.sizes.split(",")) if timed else SMALL
     with torch.inference_mode():
         right = list(report(sizes, options.numbers, "cpu" if options.dry_run else "cuda", timed))

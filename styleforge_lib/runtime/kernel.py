@@ -61,8 +61,8 @@ def compile_cuda(
 
     source_or_path: the text itself, or a .cu file (looked for here, then among the library's kernels). defines: macros,
     {"TILE": 16}. arch: "sm_80", "sm_90a", ...; left out, the card's own, or sm_80 on the emulator; a later card than it
-    names runs it, too. options: further options for NVRTC. name: what messages call a text that has no file. A text
-    that does not compile raises CompileError.
+    names runs it, too, unless it ends in "a". options: further options for NVRTC. name: what messages call a text that
+    has no file. A text that does not compile raises CompileError.
     """
     if not isinstance(source_or_path, (str, Path)):
         raise TypeError(f"source_or_path must be CUDA text or a path, not {type(source_or_path).__name__}")

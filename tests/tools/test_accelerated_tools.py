@@ -15,7 +15,13 @@ import sanitize
 import tune_residual_blocks
 from address import ROOT
 
-from styleforge_lib.runtime.kernel import DEVICE_VARIABLE
+from styleforge_lib.ops import (
+    conv2d_hopper,
+    conv2d_hopper_persistent,
+    conv2d_hopper_pictures,
+    residual_blocks_hopper,
+)
+from styleforge_lib.runtime.kernel import DEVICE_VARIABLE, Kernel
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +104,35 @@ def test_check_of_an_older_card(monkeypatch, capsys):
     monkeypatch.setattr(check_convolutions, "SMALL", (9, 12))
     assert check_convolutions.main(["--dry-run", "--arch", "sm_75", "--only", "deconv2"]) == 0
     assert "sm_75" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tool", "launcher", "given"),
+    [
+        (check_convolutions, conv2d_hopper, ("--arch", "sm_90a", "--layer", "deconv1")),
+        (check_convolutions, conv2d_hopper_persistent, ("--arch", "sm_90a", "--layer", "deconv2")),
+        (tune_residual_blocks, residual_blocks_hopper, ()),
+    ],
+)
+def test_what_is_sanitized_goes_through_several_tiles(tool, launcher, given, monkeypatch):
+    """One block makes both phases of deconv1's three tiles; the others have fewer blocks than tiles."""
+    for module in (conv2d_hopper, conv2d_hopper_persistent, conv2d_hopper_pictures, residual_blocks_hopper):
+        monkeypatch.setattr(module, "multiprocessors", module.multiprocessors)  # restored behind the test
+    grids, call = [], Kernel.__call__
+
+    def spy(kernel, grid, *args, **more):
+        if kernel.name == launcher.__name__.rpartition(".")[2]:
+            grids.append(grid)
+        call(kernel, grid, *args, **more)
+
+    monkeypatch.setattr(Kernel, "__call__", spy)
+    monkeypatch.setattr(check_convolutions, "SMALL", (9, 70))
+    monkeypatch.setattr(tune_residual_blocks, "SMALL", ((1, 5, 19),))
+    monkeypatch.setattr(tune_residual_blocks, "COMPARED", {1: ("layers", "added", "blocks")})
+    assert tool.main(["--dry-run", "--sanitize", *given]) == 0
+    blocks = {conv2d_hopper: (3, 1), conv2d_hopper_persistent: 1, residual_blocks_hopper: 2}[launcher]
+    assert grids
+    assert set(grids) == {blocks}
 
 
 def test_check_of_the_network_finds_other_bits_and_wrong_numbers(monkeypatch, capsys):

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from styleforge_lib import FusedConv2d, FusedConvInstanceNorm2d, FusedResidualBlock, FusedUpsampleConv2d, accelerate
+from styleforge_lib.lab.bench import errors
 from styleforge_lib.models.checkpoints import load_style
 from styleforge_lib.ops.layer import STORAGE
 from styleforge_lib.runtime import gpu
@@ -53,15 +54,11 @@ def through_pytorch(module: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> t
     return copy.deepcopy(module).to(dtype)(x.to(dtype).requires_grad_()).detach()
 
 
-def allowed(module: nn.Module, x: torch.Tensor, numbers: str) -> tuple[torch.Tensor, float]:
-    """Return what is expected, and how far off it PyTorch is in these numbers."""
+def error_of(out: torch.Tensor, module: nn.Module, x: torch.Tensor, numbers: str) -> float:
+    """Return the error of out as a multiple of PyTorch's in these numbers."""
     expected = through_pytorch(module, x, torch.float64)
-    return expected, off(through_pytorch(module, x, PEERS[numbers]), expected)
-
-
-def off(out: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the root of the mean square difference."""
-    return (out.cpu().double() - expected).square().mean().sqrt().item()
+    ours, theirs = (errors(y, expected)["rel_error"] for y in (out.cpu(), through_pytorch(module, x, PEERS[numbers])))
+    return ours / theirs
 
 
 def check_network(numbers: str, device: str) -> Iterator[tuple[str, float, bool]]:
@@ -72,8 +69,7 @@ def check_network(numbers: str, device: str) -> Iterator[tuple[str, float, bool]
         x = torch.rand(PICTURES, generator=torch.Generator().manual_seed(seed)) * 255
         with torch.inference_mode():
             first, *others = (fast(x.to(device)).cpu() for _ in range(3))
-        expected, most = allowed(net, x, numbers)
-        error = off(first, expected) / most
+        error = error_of(first, net, x, numbers)
         same = all(torch.equal(first, other) for other in others)
         yield f"the network, picture {seed + 1}", error, error <= 2 and same
 
@@ -86,8 +82,7 @@ def check_modules(numbers: str, device: str) -> Iterator[tuple[str, float, bool]
         module, x = copy.deepcopy(module).to(STORAGE[numbers]), x.to(STORAGE[numbers])
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=numbers == "tf32"):
             out = copy.deepcopy(module).to(device)(x.to(device))
-        expected, most = allowed(module, x, numbers)
-        error = off(out, expected) / most
+        error = error_of(out, module, x, numbers)
         yield name, error, error <= 2
 
 

@@ -157,7 +157,7 @@ def test_texts_of_records_are_read():
 
 
 def test_the_page_of_the_steps_names_commits_that_say_what_it_quotes():
-    """A figure in the table of steps stands in the message of the commit that the line names."""
+    """A figure in the table of steps stands in the message of the last commit that the line names."""
     page = (sync_pages.ROOT / "docs" / "tuning.md").read_text("utf-8")
     steps = page.partition("## The steps")[2].partition("\n## ")[0]
     for line in (line for line in steps.splitlines() if re.search(r"`[0-9a-f]{7}`", line)):

@@ -223,12 +223,21 @@ class Kernel:
             self._launch(grid, block, args, shared_bytes)
 
     def emulate(
-        self, grid, block, args, *, shared_bytes: int = 0, cooperative: bool = False, blocks=None, trace=None
+        self,
+        grid,
+        block,
+        args,
+        *,
+        shared_bytes: int = 0,
+        cooperative: bool = False,
+        blocks=None,
+        trace=None,
+        order: str = "together",
     ) -> None:
         """Run the kernel on the emulator, whatever the module's device is.
 
-        Arrays on the CPU are changed in place; arrays on a GPU are copied first, so they keep their values. blocks and
-        trace are those of Program.launch.
+        Arrays on the CPU are changed in place; arrays on a GPU are copied first, so they keep their values. blocks,
+        trace and order are those of Program.launch.
         """
         shape = launch_shape(self.name, self._limits, grid, block, shared_bytes)
         if cooperative:
@@ -240,7 +249,7 @@ class Kernel:
         host = [self._host(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
         names = [parameter.name for parameter in self.parameters]
         options = {"shared_bytes": shared_bytes, "cooperative": cooperative}
-        options |= {"blocks": blocks, "trace": trace, "names": names}
+        options |= {"blocks": blocks, "trace": trace, "names": names, "order": order}
         try:
             with _Bar(self.name) as bar:
                 self.module.program.launch(self.entry, shape[:3], shape[3:], host, progress=bar.show, **options)

@@ -22,6 +22,7 @@ from .clusters import in_clusters
 from .control_flow import BARRIERS, Block, Graph, build_graph
 from .dependent_launch import before_the_wait, end_without_wait
 from .faults import unsupported
+from .orders import ORDERS
 from .parse import Module, Place, parse_module
 from .schedule import LANES_PER_BATCH
 from .tensor_maps import TensorMap
@@ -192,6 +193,7 @@ class Launch:
     trace: object | None
     cluster: tuple[int, int, int] = (1, 1, 1)
     cooperative: bool = False
+    order: str = "together"  # of `orders.ORDERS`
 
 
 class Program:
@@ -325,6 +327,7 @@ class Program:
         names: Sequence[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
         threads: int | None = None,
+        order: str = "together",
     ) -> None:
         """Run a kernel.
 
@@ -343,6 +346,7 @@ class Program:
             progress: is called some ten times a second with how many blocks have been done, and of how many.
             threads: how many threads run blocks that have nothing to do with each other (`batches`). None: what
                 STYLEFORGE_EMULATOR_THREADS says, else two, or one on a single processor. Results do not depend on it.
+            order: which threads go on where several could, one of `orders.ORDERS`. Nor should they depend on this.
 
         Raises:
             KeyboardInterrupt: says how far the launch was. What the kernel had written stays written; the program can
@@ -352,7 +356,10 @@ class Program:
             ValueError, TypeError: an argument or a launch size that no GPU would take.
         """
         plan = self.plan(name)
+        if order not in ORDERS:
+            raise ValueError(f"order={order!r} is none of {', '.join(map(repr, ORDERS))}")
         launch = self._launch(name, grid, block, args, shared_bytes, trace, names)
+        launch.order = order
         total = launch.grid[0] * launch.grid[1] * launch.grid[2]
         if cooperative:
             self._make_cooperative(launch)

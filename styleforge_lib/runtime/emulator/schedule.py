@@ -1,8 +1,9 @@
 """Runs a batch of blocks: sets of lanes move through the basic blocks of a kernel.
 
-The set in the lowest numbered block runs next, and sets that meet in one block merge: with the order of `control_flow`
-that is reconvergence. A set that reaches a barrier is parked until its block of threads is complete there. When nobody
-can run and somebody is parked, that is a divergent barrier or a deadlock, and it is reported with both lines.
+The set in the lowest numbered block runs next (or another: `orders`), and sets that meet in one block merge: with the
+order of `control_flow` that is reconvergence. A set that reaches a barrier is parked until its block of threads is
+complete there. When nobody can run and somebody is parked, that is a divergent barrier or a deadlock, and it is
+reported with both lines.
 
 How batches follow each other, or run side by side, is `batches`.
 """
@@ -28,6 +29,7 @@ from .located import Located
 from .mbarriers import MBarriers, operand_value
 from .memory import Memory
 from .observations import observations_of
+from .orders import ORDERS
 from .system import CLOCKS, System
 from .warpgroups import Warpgroups
 from .warps import Warps
@@ -200,11 +202,11 @@ class Batch:
         """Execute the batch. Raises EmulatorFault."""
         self._start()
         self.pending[0] = self.universe.full
-        pending, blocks, trace = self.pending, self.plan.blocks, self.trace
+        pending, blocks, trace, order = self.pending, self.plan.blocks, self.trace, ORDERS[self.launch.order]
         while pending or self._idle():
             if not pending:
                 continue
-            number = min(pending) if len(pending) > 1 else next(iter(pending))
+            number = order(pending) if len(pending) > 1 else next(iter(pending))
             step = blocks[number]
             if step.polls:
                 self.polled += 1

@@ -37,10 +37,10 @@ class Recorder:
 
     def launch(
         self, name, grid, block, args, *, shared_bytes=0, cooperative=False, blocks=None, trace=None, names=None,
-        progress=None,
+        progress=None, order="together",
     ):  # fmt: skip
         self.name, self.grid, self.block, self.args, self.shared_bytes = name, grid, block, args, shared_bytes
-        self.blocks, self.trace, self.names = blocks, trace, names
+        self.blocks, self.trace, self.names, self.order = blocks, trace, names, order
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +224,10 @@ def test_the_shapes_of_a_grid(module, recorded, grid):
     assert recorded.block == (8, 4, 1)
 
 
-def test_emulate_passes_on_which_blocks_to_look_at(module, recorded):
+def test_emulate_passes_on_which_blocks_to_look_at_and_in_which_order(module, recorded):
     x, y = tensors()
-    module.kernel("blur").emulate((4,), (32,), (x, y, 1, 8), blocks=[2], trace="a trace")
+    module.kernel("blur").emulate((4,), (32,), (x, y, 1, 8), blocks=[2], trace="a trace", order="last warpgroup ahead")
+    assert recorded.order == "last warpgroup ahead"
     assert (recorded.blocks, recorded.trace, recorded.names) == ([2], "a trace", ["x", "y", "s", "n"])
 
 

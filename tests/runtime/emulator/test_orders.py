@@ -62,12 +62,13 @@ def test_what_waits_is_right_in_any_order(order, gives):
 
 
 def found(order, **waits):
-    """Return whether a launch ends in a deadlock or with other numbers; what the race detector says of it is nothing."""
+    """Return whether a launch ends in a deadlock or with other numbers; the race detector says nothing of it."""
     trace = Trace()
     try:
         made = handed_over(order, trace=trace, **waits)
     except EmulatorFault as fault:
-        assert fault.kind == "deadlock"
+        if fault.kind != "deadlock":
+            raise
         made = None
     assert not trace.races
     return made is None or not np.array_equal(made, EXPECTED)

@@ -113,9 +113,11 @@ def by_kind(rows: Iterable[Measurement]) -> dict[str, float]:
 
 
 def machine_of(rows: Iterable[Measurement]) -> str:
-    """Return "NVIDIA H200, driver 580, PyTorch 2.11.0, CUDA 13.0, 2026-11-22", or several of them."""
-    said = (f"{r.gpu}, driver {r.driver}, PyTorch {r.torch}, CUDA {r.cuda}, {r.run[:10]}" for r in rows)
-    return "; ".join(dict.fromkeys(said))
+    """Return "NVIDIA H200, driver 580, PyTorch 2.11.0, CUDA 13.0, 2026-11-22 and 2026-11-23", or several of them."""
+    days: dict[str, set[str]] = {}
+    for r in rows:
+        days.setdefault(f"{r.gpu}, driver {r.driver}, PyTorch {r.torch}, CUDA {r.cuda}", set()).add(r.run[:10])
+    return "; ".join(f"{machine}, {' and '.join(sorted(found))}" for machine, found in days.items())
 
 
 # ---- README.md ----

@@ -109,6 +109,12 @@ def test_of_two_runs_the_fuller_one_counts_and_of_equals_the_newer(committed):
     assert network_page.accelerate_words().startswith("Its times will stand")
 
 
+def test_a_machine_is_named_once_with_its_days():
+    one, other = rows_at("1x3x8x8", run=OLDER), rows_at("1x3x8x8")
+    said = page_blocks.machine_of([*other, *one])
+    assert said == f"{page_blocks.GPU}, driver 580, PyTorch 2.11.0, CUDA 13.0, {OLDER[:10]} and {RUN[:10]}"
+
+
 def test_layers_are_held_against_their_floors(committed):
     row = next(rows_at(page_blocks.SHAPE))
     layer = replace(row, operator="transformer_net.res1.conv2", version="accelerate Hopper", flops=19_327_352_832)

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .lanes import Lanes
-
-WARPGROUP = 128
+from .warpgroup_operands import WARPGROUP
 
 
 def _ahead(prefer: Callable[..., int]) -> Callable[[dict[int, Lanes]], int]:
